@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 from pydantic import BaseModel, Field, SecretStr, field_validator
 
@@ -36,6 +37,10 @@ def amqp_urls(text: str) -> list[str]:
 class AmqpSettings(BaseModel):
     """Fields `amqp_*` of Settings."""
 
+    broker: Literal["postgres", "amqp"] = Field(
+        "postgres",
+        description="Where `packhorse worker` takes messages from; amqp: those of forwarded queues, from RabbitMQ.",
+    )
     amqp_url: SecretStr | None = Field(
         None,
         description="RabbitMQ for forwarded queues: `amqp://user@host:5672/vhost`, or `amqps://`; further hosts after `;` or `,`.",

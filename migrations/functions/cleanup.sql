@@ -3,7 +3,8 @@
 create or replace function packhorse.cleanup_expired_windows(p_limit integer default 5000) returns integer
 language plpgsql set lock_timeout = '500ms' as $$
 -- The upkeep that every worker does: delete up to p_limit (1..100000) each of dedup windows, results, rate
--- limiters and scopes whose own time is over (scopes: since a day), later or never where configuration says
+-- limiters and scopes whose own time is over (scopes: since a day, notes of relayed messages: after seven
+-- days), later or never where configuration says
 -- so (retention_keep). What ages by policy is not touched. Returns how many rows went. Raises PH001.
 declare
   v_windows constant timestamptz := clock_timestamp()
@@ -40,11 +41,15 @@ begin
       >= coalesce(q.rate_burst_per_key, q.rate_limit_per_key)::float8
     limit p_limit for update of k skip locked);
   get diagnostics v_some = row_count; v_count := v_count + v_some;
+  delete from packhorse.forwarded_messages where id in (
+    select f.id from packhorse.forwarded_messages f where f.noted_at < clock_timestamp() - interval '7 days'
+    limit p_limit for update skip locked);
+  get diagnostics v_some = row_count; v_count := v_count + v_some;
   return v_count;
 end
 $$;
 comment on function packhorse.cleanup_expired_windows(integer) is
-  'Delete dedup windows, results, rate limiters, scopes and full buckets of keys; returns how many.';
+  'Delete dedup windows, results, rate limiters, scopes, full buckets and old notes; returns how many.';
 
 create or replace function packhorse.cleanup_old_messages(p_limit integer default 5000) returns integer
 language plpgsql set lock_timeout = '500ms' as $$

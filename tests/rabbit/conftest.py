@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -23,6 +24,14 @@ class Vhost:
     @property
     def url(self) -> str:
         return self.node.url(self.name)
+
+    def depths(self) -> dict[str, int]:
+        """Messages by queue, ready and delivered; without the empty ones."""
+        listed = self.node.ask(
+            f'[{{N, M}} || Q <- rabbit_amqqueue:list(<<"{self.name}">>), {{resource, _, _, N}} <- [amqqueue:get_name(Q)], '
+            "{ok, M, _} <- [rabbit_amqqueue:stat(Q)], M > 0]"
+        )
+        return {name: int(count) for name, count in re.findall(r'\{<<"([^"]+)">>,\s*(\d+)\}', listed)}
 
 
 @pytest.fixture(scope="session")

@@ -33,6 +33,7 @@ TABLES = [
     "claim_marks",
     "queue_turns",
     "key_rates",
+    "forwarded_messages",
     "service_endpoints",
     "queues",
 ]

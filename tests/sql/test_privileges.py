@@ -293,6 +293,7 @@ EVERYTHING = set(READABLE) - {"explain_message(1)"} | {
     "access_tokens",
     "claim_marks",
     "key_rates",
+    "forwarded_messages",
     "queue_turns",
     "conversation_locks",
     "daemon_requests",

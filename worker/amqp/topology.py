@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from pika.adapters.blocking_connection import BlockingChannel
+from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
 from pika.exceptions import ChannelClosedByBroker, ConnectionClosedByBroker
 
 from packhorse.worker.amqp.envelope import routing_key_of
@@ -36,7 +36,7 @@ DELIVERY_LIMIT = 20
 UNDELIVERED = "packhorse:undelivered"
 HASH_PLUGIN = "rabbitmq_consistent_hash_exchange"
 
-_ACCESS_REFUSED, _PRECONDITION_FAILED, _COMMAND_INVALID = 403, 406, 503
+_NOT_FOUND, _ACCESS_REFUSED, _PRECONDITION_FAILED, _COMMAND_INVALID = 404, 403, 406, 503
 _COUNT = "x-dead-letter-routing-key"
 
 
@@ -78,9 +78,17 @@ def next_delay(seconds: float) -> int | None:
     return next((step for step in reversed(DELAYS) if step <= seconds), None)
 
 
-def queue_of(name: str) -> str:
-    """The Packhorse queue of a queue on the broker."""
-    return name.partition(":")[0]
+def exists(connection: BlockingConnection, queue: str) -> bool:
+    """Has the broker a queue for it? Raises pika's AMQPError."""
+    channel = connection.channel()
+    try:
+        channel.queue_declare(queue, passive=True)
+    except ChannelClosedByBroker as error:  # which costs the channel
+        if error.reply_code != _NOT_FOUND:
+            raise
+        return False
+    channel.close()
+    return True
 
 
 def declare(channel: BlockingChannel, queues: Iterable[ForwardedQueue]) -> None:

@@ -37,17 +37,7 @@ def finish(connection: DeadlineConnection, message: ClaimedMessage, broker: Send
     LOST is a normal answer: somebody else owns the message now. Raises StoreError through the lending block
     when the database does not answer.
     """
-    outcome = message.outcome
-    if outcome is None and message.failed:
-        # rejected by middleware (for example max_age): dramatiq's nack without an exception of the handler
-        exception = message._exception
-        outcome = Outcome(Verb.BURY, "rejected")
-        if exception is not None:
-            outcome = dataclasses.replace(
-                failure(exception, judgement_in(exception, message.lease_token)),
-                verb=Verb.BURY,
-                reason="rejected",
-            )
+    outcome = decided(message)
     if outcome is None:
         return (
             Ended.DONE if messages.complete(connection, [message.id], [message.lease_token]) else Ended.LOST
@@ -56,9 +46,23 @@ def finish(connection: DeadlineConnection, message: ClaimedMessage, broker: Send
         with connection.transaction():  # the callback commits together with the death, or not at all
             ended = _write(connection, message, outcome)
             if ended is Ended.DEAD:
-                _send_exhausted(connection, message, outcome, broker)
+                send_exhausted(connection, message, outcome, broker)
             return ended
     return _write(connection, message, outcome)
+
+
+def decided(message: ClaimedMessage) -> Outcome | None:
+    """The outcome that is to be written; None: done."""
+    outcome = message.outcome
+    if outcome is not None or not message.failed:
+        return outcome
+    # rejected by middleware (for example max_age): dramatiq's nack without an exception of the handler
+    exception = message._exception
+    if exception is None:
+        return Outcome(Verb.BURY, "rejected")
+    return dataclasses.replace(
+        failure(exception, judgement_in(exception, message.lease_token)), verb=Verb.BURY, reason="rejected"
+    )
 
 
 def _write(connection: DeadlineConnection, message: ClaimedMessage, outcome: Outcome) -> Ended:
@@ -173,7 +177,7 @@ def _storable(seconds: float | None) -> float | None:
     return min(max(seconds, 0.0), MAX_DELAY_SECONDS)
 
 
-def _send_exhausted(
+def send_exhausted(
     connection: DeadlineConnection, message: ClaimedMessage, outcome: Outcome, broker: Sender
 ) -> None:
     """on_retry_exhausted: the callback is told of the message and of its retries."""

@@ -10,7 +10,7 @@ import typer
 
 from packhorse.schedules.document import has_policies
 from packhorse.worker.cli.common import configure_logging, database_url
-from packhorse.worker.config import load_settings
+from packhorse.worker.config import Settings, load_settings
 from packhorse.worker.errors import ConfigError
 
 #: The module that tells the database what packhorse.toml says of retention; last, so that it joins the broker
@@ -47,6 +47,15 @@ Burst = Annotated[
 ]
 
 
+Broker = Annotated[
+    str | None,
+    typer.Option(
+        "--broker",
+        help="postgres, or amqp: handle messages of forwarded queues from RabbitMQ (extra `amqp`).",
+    ),
+]
+
+
 def worker(
     modules: Modules = None,
     processes: Processes = None,
@@ -54,6 +63,7 @@ def worker(
     queues: Queues = None,
     burst: Burst = False,
     reload: Reload = False,
+    broker: Broker = None,
 ) -> int:
     """Run handlers. SIGTERM or Ctrl-C drains, a second one interrupts, SIGHUP restarts one process at a
     time.
@@ -68,6 +78,7 @@ def worker(
         "processes": processes,
         "threads": threads,
         "queues": queues,
+        "broker": broker,
     }
     settings = load_settings(**given)
     if not settings.actors:
@@ -75,6 +86,8 @@ def worker(
         from packhorse.worker.calls.push.declarations import require_handlers
 
         require_handlers(settings)
+    if settings.broker == "amqp":
+        _check_amqp(settings, burst)
     if reload:
         if burst:
             raise ConfigError(["reload: a burst ends by itself; leave out one of --burst, --reload"])
@@ -93,3 +106,17 @@ def worker(
 
             return BurstSupervisor(chosen, start_of_burst(chosen), notifier=Notifier(os.environ)).run()
         return Supervisor(chosen, notifier=Notifier(os.environ)).run()
+
+
+def _check_amqp(settings: Settings, burst: bool) -> None:
+    """What can be known before anything starts. Raises ConfigError."""
+    from packhorse.worker.amqp import require_pika
+
+    require_pika()
+    problems = []
+    if settings.amqp_url is None:
+        problems.append("amqp_url: not set; amqp://user@host:5672/vhost (PACKHORSE_AMQP_URL)")
+    if burst:
+        problems.append("burst: nobody knows when RabbitMQ is empty; leave out one of --burst, --broker amqp")
+    if problems:
+        raise ConfigError(problems)

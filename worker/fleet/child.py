@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 from packhorse.worker import forks
@@ -27,10 +27,16 @@ from packhorse.worker.runtime.memory import collect_seldom
 from packhorse.worker.runtime.running_ids import RunningIds
 from packhorse.worker.runtime.stopping import StopRequest
 
+if TYPE_CHECKING:
+    from packhorse.worker.db.connection import DeadlineConnection
+    from packhorse.worker.runtime.process import WorkerProcess
+
 logger = logging.getLogger("packhorse.supervisor")
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 INSUFFICIENT_PRIVILEGE = "42501"
+#: Of a lease token of a message from RabbitMQ: the number of its attempt (worker/amqp/custody.py).
+ATTEMPT_MASK = (1 << 20) - 1
 #: While the database does not answer, what an ended child held is given back again and again: first after
 #: this.
 RECOVER_SECONDS, MOST_RECOVER_SECONDS = 0.2, 2.0
@@ -67,8 +73,6 @@ def run_worker_process(
     """The body of a child: returns its exit code. Comes with TERM and INT blocked; a stop that was asked
     while the actors were still being imported is not lost. refusal: of those that cannot start, for the same
     reason, one says so."""
-    from packhorse.worker.runtime.process import WorkerProcess
-
     early = False
     process: WorkerProcess | None = None
 
@@ -85,7 +89,7 @@ def run_worker_process(
     end_with_parent(stats.made_by)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # programs inherit it
     try:
-        process = forks.contain(WorkerProcess, settings, running, worker_id, stats)
+        process = forks.contain(_process_class(settings), settings, running, worker_id, stats)
         handlers.hold()  # what was imported may have set its own
         process.on_turn = handlers.hold
         if process.coroutines.handlers:
@@ -97,6 +101,17 @@ def run_worker_process(
         return _refusal(error, told=refusal is not None and not refusal.take())
     finally:
         _end_daemonic_children()
+
+
+def _process_class(settings: Settings) -> type[WorkerProcess]:
+    """What the setting `broker` asks for; loaded here, for the parent needs none of it."""
+    if settings.broker == "amqp":
+        from packhorse.worker.amqp.process import AmqpProcess
+
+        return AmqpProcess
+    from packhorse.worker.runtime.process import WorkerProcess
+
+    return WorkerProcess
 
 
 def do_nothing(_number: int, _frame: object) -> None:
@@ -174,7 +189,6 @@ def preflight(settings: Settings, parent: int) -> int:
     A database that is away is no reason against it: a new process would wait for it.
     """
     from packhorse.worker.db import schema_version
-    from packhorse.worker.runtime.process import WorkerProcess
 
     signal.set_wakeup_fd(-1)
     for number in (*STOP_SIGNALS, signal.SIGHUP, signal.SIGCHLD):
@@ -182,7 +196,7 @@ def preflight(settings: Settings, parent: int) -> int:
     end_with_parent(parent)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     try:
-        process = forks.contain(WorkerProcess, settings, RunningIds.of(settings), uuid4())
+        process = forks.contain(_process_class(settings), settings, RunningIds.of(settings), uuid4())
         connection = process.broker.open_connection("reload")
         try:
             schema_version.check(connection)
@@ -281,6 +295,9 @@ def _recover(settings: Settings, worker_id: UUID, lost: Lost, detail: str, crash
 
     connection = open_work(settings, "recover")
     try:
+        if settings.broker == "amqp":
+            with translated():
+                return _note_lost(connection, lost, detail, crashed)
         refused: StoreError | None = None
         for message_id, token in lost.overdue:
             try:
@@ -300,6 +317,17 @@ def _recover(settings: Settings, worker_id: UUID, lost: Lost, detail: str, crash
         return count
     finally:
         connection.close()
+
+
+def _note_lost(connection: DeadlineConnection, lost: Lost, detail: str, crashed: bool) -> int:
+    """Of messages from RabbitMQ, which gives them to others by itself: what those have to know. How many."""
+    from packhorse.worker.store import forwarded
+
+    overdue = dict(lost.overdue)
+    for message_id, token in overdue.items():
+        forwarded.note_overdue(connection, message_id, token & ATTEMPT_MASK)
+    started = [message_id for message_id in lost.started if message_id not in overdue]
+    return forwarded.note_crashes(connection, started, detail) if crashed and started else 0
 
 
 def end_with_parent(parent: int) -> None:

@@ -198,6 +198,48 @@ EVENTS: dict[str, Event] = {
     "worker_started": Event(
         "info", ("worker_id", "pid", "queues", "threads"), "A process is registered and works."
     ),
+    "amqp_connected": Event(
+        "info", ("worker_id", "queues"), "A worker on RabbitMQ is connected and consumes these queues."
+    ),
+    "amqp_unavailable": Event(
+        "warning", ("error",), "Postgres or RabbitMQ does not answer at the start; it is waited for."
+    ),
+    "amqp_nothing_forwarded": Event(
+        "warning",
+        ("queues",),
+        "A worker on RabbitMQ has no queue to consume: none of those of its actors is forwarded.",
+    ),
+    "amqp_queue_refused": Event(
+        "warning",
+        ("queue", "error"),
+        "A queue that is forwarded since the start cannot be consumed; tried again.",
+    ),
+    "amqp_blocked": Event(
+        "warning",
+        ("reason",),
+        "RabbitMQ is short of disk or memory and takes no messages; retries wait, handlers go on.",
+    ),
+    "amqp_unblocked": Event("info", (), "It takes messages again."),
+    "amqp_refused": Event(
+        "warning",
+        ("message_id", "address"),
+        "RabbitMQ did not take the message of a retry; tried again each second.",
+    ),
+    "amqp_unknown_type": Event(
+        "warning",
+        ("message_type", "queue"),
+        "No actor of this worker has the type; its messages wait for another worker.",
+    ),
+    "message_repeated": Event(
+        "info",
+        ("message_id", "queue"),
+        "RabbitMQ has delivered a message that is done or a dead letter; it is acknowledged and not run.",
+    ),
+    "forwarded_outcome_refused": Event(
+        "error",
+        ("error",),
+        "Postgres refuses a dead letter or a note of a message from RabbitMQ; kept, and tried again.",
+    ),
     "worker_quiet": Event(
         "info", ("worker_id",), "An operator asked its daemon to claim nothing more; it lives on."
     ),

@@ -5,8 +5,10 @@ taken.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
+from collections.abc import Iterable
 
 import dramatiq
 
@@ -16,6 +18,9 @@ from packhorse.worker.calls.push.declarations import require_handlers
 from packhorse.worker.config import Settings, load_settings
 from packhorse.worker.errors import ConfigError, WorkerError
 from packhorse.worker.runtime.pushes import declare_pushes
+from packhorse.worker.suggest import near_miss
+
+logger = logging.getLogger("packhorse.process")
 
 
 def load_broker(settings: Settings) -> PostgresBroker:
@@ -64,6 +69,21 @@ def import_modules(settings: Settings) -> PostgresBroker:
             # whatever it is: another try would most likely end the same way
             raise ConfigError([f"actors: cannot import {name!r}: {_said(error)}"]) from error
     return broker
+
+
+def warn_of_idle_queues(broker: PostgresBroker, queues: Iterable[str], worker_id: object) -> None:
+    """A queue that was asked for and that no actor here is on: a slip of the pen, most often; nothing is ever
+    taken from it.
+    """
+    known = sorted({actor.queue_name for actor in broker.actors.values()})
+    for queue in queues:
+        if queue not in known:
+            logger.warning(
+                "queue_without_actors queue=%s near=%s worker_id=%s",
+                queue,
+                near_miss(queue, known),
+                worker_id,
+            )
 
 
 def _said(error: BaseException) -> str:

@@ -9,10 +9,11 @@ a SIGTERM does.
 from __future__ import annotations
 
 import logging
+from uuid import UUID
 
 from packhorse.worker.attempt.heartbeat import Heartbeat
 from packhorse.worker.observe.process_stats import DRAIN_ASKED, QUIET, ProcessStats
-from packhorse.worker.runtime.fetcher import Fetcher
+from packhorse.worker.runtime.feeder import Feeder
 
 logger = logging.getLogger("packhorse.process")
 
@@ -20,13 +21,14 @@ logger = logging.getLogger("packhorse.process")
 class Asked:
     """Called by the heartbeat; at the start by the main thread, before anything claims."""
 
-    def __init__(self, fetcher: Fetcher, heartbeat: Heartbeat, stats: ProcessStats) -> None:
+    def __init__(self, fetcher: Feeder, heartbeat: Heartbeat, stats: ProcessStats, worker_id: UUID) -> None:
+        self._worker_id = worker_id
         self._fetcher = fetcher
         self._heartbeat = heartbeat
         self._stats = stats
 
     def __call__(self, request: str | None) -> None:
-        fetcher, worker_id = self._fetcher, self._fetcher.claims.worker_id
+        fetcher, worker_id = self._fetcher, self._worker_id
         if request == "drain":
             self._stats.states[DRAIN_ASKED] = 1.0
         quiet = request is not None

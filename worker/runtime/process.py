@@ -46,11 +46,14 @@ from packhorse.worker.observe.process_stats import (
     THREADS,
     ProcessStats,
 )
-from packhorse.worker.runtime.actors import load_broker
+from packhorse.worker.runtime.actors import load_broker, warn_of_idle_queues
 from packhorse.worker.runtime.asked import Asked
+from packhorse.worker.runtime.claims import Kind
 from packhorse.worker.runtime.coroutines import CoroutinePool
 from packhorse.worker.runtime.executor import Executor
+from packhorse.worker.runtime.feeder import Feeder
 from packhorse.worker.runtime.fetcher import Fetcher
+from packhorse.worker.runtime.hooks import Hooks
 from packhorse.worker.runtime.kinds import kinds_of
 from packhorse.worker.runtime.last_handlers import LastHandlers
 from packhorse.worker.runtime.last_outcomes import write_last
@@ -63,7 +66,6 @@ from packhorse.worker.runtime.threads import ThreadPool
 from packhorse.worker.runtime.timekeeper import Timekeeper
 from packhorse.worker.states import Ended
 from packhorse.worker.store import workers as store
-from packhorse.worker.suggest import near_miss
 
 logger = logging.getLogger("packhorse.process")
 
@@ -78,6 +80,9 @@ HOOKS_SECONDS = 5.0
 
 class WorkerProcess:
     """The composition of one child. `stop` may be called from a signal handler: it only sets an event."""
+
+    #: The last outcomes, within so many seconds; False: it still holds something.
+    _write_last: Callable[[float], bool]
 
     def __init__(
         self,
@@ -141,40 +146,55 @@ class WorkerProcess:
             self.broker.steps.totals,
             lambda: self.timekeeper.loop_blocked,
         )
-        self.fetcher = Fetcher(
-            self.broker,
+        self.fetcher: Feeder = self._feeder(
             kinds_of(self.broker, self.types, self.pool, self.coroutines, settings.async_connections),
             executor.hooks,
-            self._open("fetcher", times_in_utc=True),
-            self.id,
-            settings,
-            self.queues,
             meter,
             running,
-            isolation=self.isolation,
-            on_isolated=self._on_isolated,
         )
         self.heartbeat = Heartbeat(
             self._open("heartbeat"),
             self.id,
             settings,
-            lambda: list(self.fetcher.in_flight),
+            self._leased,
             self._attend,
             self._totals,
             self._on_beat,
             self.stats.duties,
             self.stats.daemon_id,
         )
-        self.heartbeat.on_asked = Asked(self.fetcher, self.heartbeat, self.stats)
+        self.heartbeat.on_asked = Asked(self.fetcher, self.heartbeat, self.stats, self.id)
         self.timekeeper = Timekeeper(self.pool, self.coroutines, self._on_stuck, self._on_lease_over)
         self.coroutines.on_busy = self.timekeeper.wake  # else it would see a blocked loop half a second late
         self.listener = self._listener()
-        self.fetcher.claims.heard_by(lambda: self.listener is not None and self.listener.listening)
         self._watch()
         self.exit_code = EXIT_OK
         self._stop = StopRequest()
         self._handlers = LastHandlers(self.pool, self.coroutines, self.timekeeper)
         self.on_turn: Callable[[], None] = lambda: None  # called by the main thread about twice a second
+
+    def _feeder(self, kinds: list[Kind], hooks: Hooks, meter: Meter, running: RunningIds) -> Feeder:
+        """What feeds the pools and writes outcomes."""
+        fetcher = Fetcher(
+            self.broker,
+            kinds,
+            hooks,
+            self._open("fetcher", times_in_utc=True),
+            self.id,
+            self.settings,
+            self.queues,
+            meter,
+            running,
+            isolation=self.isolation,
+            on_isolated=self._on_isolated,
+        )
+        fetcher.claims.heard_by(lambda: self.listener is not None and self.listener.listening)
+        self._write_last = partial(write_last, fetcher, self._slot_of)
+        return fetcher
+
+    def _leased(self) -> list[ClaimedMessage]:
+        """Whose leases the heartbeat renews."""
+        return list(self.fetcher.in_flight)
 
     def _watch(self) -> None:
         """Let every loop write its ticks where the parent sees them."""
@@ -231,7 +251,7 @@ class WorkerProcess:
         forks.contain(self.broker.emit_after, "worker_boot", self)
         self.on_turn()  # hooks may have set signal handlers
         self.stats.states[REGISTERED] = 1.0
-        self._warn_of_idle_queues()
+        warn_of_idle_queues(self.broker, self.queues, self.id)
         logger.info(
             "worker_started worker_id=%s pid=%d queues=%s threads=%d",
             self.id,
@@ -244,20 +264,6 @@ class WorkerProcess:
             self.on_turn()
         self.drain()
         return self.exit_code
-
-    def _warn_of_idle_queues(self) -> None:
-        """A queue that was asked for and that no actor here is on: a slip of the pen, most often; nothing is
-        ever taken from it.
-        """
-        known = sorted({actor.queue_name for actor in self.broker.actors.values()})
-        for queue in self.queues:
-            if queue not in known:
-                logger.warning(
-                    "queue_without_actors queue=%s near=%s worker_id=%s",
-                    queue,
-                    near_miss(queue, known),
-                    self.id,
-                )
 
     def _start_services(self) -> None:
         """Breakers and health checks of what the handlers call, when a service is declared."""
@@ -341,7 +347,7 @@ class WorkerProcess:
         if self._handlers.left() and (count := self._handlers.interrupt()):
             self.exit_code = self.exit_code or EXIT_REPLACED
             logger.warning("handlers_left count=%d worker_id=%s", count, self.id)
-        if not write_last(self.fetcher, self._slot_of, self.settings.call_deadline_seconds):
+        if not self._write_last(self.settings.call_deadline_seconds):
             self.exit_code = self.exit_code or EXIT_REPLACED
         if not all([pool.wait(HOOKS_SECONDS) for pool in self._pools]):  # their hooks
             logger.warning("shutdown_hooks_left worker_id=%s seconds=%.0f", self.id, HOOKS_SECONDS)

@@ -1,0 +1,430 @@
+"""What this process holds of RabbitMQ, from the delivery to what became of it.
+
+A delivery is acknowledged when what became of it is safe: its handler is done; the message for its next
+attempt is confirmed; its dead letter is committed. A message of a conversation stays where it is between
+its attempts, and the later ones of its conversation behind it: that is the order. Others wait on the
+broker.
+
+outcomes.py decides, ledger.py writes to Postgres, places.py gives to the pools.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
+from itertools import count
+
+from packhorse.worker.amqp.acks import Acks
+from packhorse.worker.amqp.deliveries import Delivery, Lines
+from packhorse.worker.amqp.envelope import RelayedMessage
+from packhorse.worker.amqp.ledger import Ledger
+from packhorse.worker.amqp.loop import BrokerLoop
+from packhorse.worker.amqp.outcomes import Ending, QueuePolicy, ending_of, with_entry
+from packhorse.worker.amqp.places import Places
+from packhorse.worker.amqp.topology import delay_address, next_delay
+from packhorse.worker.attempt.messages import ClaimedMessage, Outcome
+from packhorse.worker.attempt.stages import AttemptStage
+from packhorse.worker.errors import LeaseInterrupt, UndecodableMessage
+from packhorse.worker.runtime.hooks import Hooks
+from packhorse.worker.runtime.in_flight import InFlight
+from packhorse.worker.runtime.slots import Slot
+from packhorse.worker.states import Ended, Verb
+from packhorse.worker.store.forwarded import ForwardedNote
+
+logger = logging.getLogger("packhorse.amqp")
+
+#: Ids of messages that are done, by which a copy is known; of this process.
+REMEMBERED = 100_000
+AGAIN_SECONDS = 1.0
+UNKNOWN_TYPE_SECONDS = 30.0
+#: With something in flight: finished messages are collected at least this often.
+LINGER_SECONDS = 0.005
+#: Low bits of a lease token: the number of the attempt, for the parent (worker/fleet/child.py).
+ATTEMPT_BITS = 20
+
+
+class Custody:
+    """Used by the consumer's thread, but for what says so. wake: a turn of that thread, from any thread.
+    attempts_of: how many attempts a message has. policies: by queue; replaced by the ledger. loop, acks: of
+    the connection, None without one. closed: begin nothing more.
+    """
+
+    def __init__(
+        self,
+        worker_id: object,
+        places: Places,
+        hooks: Hooks,
+        in_flight: InFlight,
+        ledger: Ledger,
+        wake: Callable[[], None],
+        attempts_of: Callable[[ClaimedMessage, QueuePolicy], int],
+        unknown_type_seconds: float,
+    ) -> None:
+        self._worker_id = worker_id
+        self.places = places
+        self._hooks = hooks
+        self.in_flight = in_flight
+        self._ledger = ledger
+        self._wake = wake
+        self._attempts_of = attempts_of
+        self._unknown_type_seconds = unknown_type_seconds
+        self.policies: dict[str, QueuePolicy] = {}
+        self.loop: BrokerLoop | None = None
+        self.acks: Acks | None = None
+        self.finished: deque[ClaimedMessage] = deque()  # filled by the pools
+        self._noted: deque[tuple[Delivery, ForwardedNote]] = deque()  # filled by the ledger
+        self._buried: deque[tuple[Delivery, RelayedMessage | None]] = deque()  # filled by the ledger
+        self._deliveries: dict[int, Delivery] = {}  # by lease token, of the messages that the pools have
+        self._unsettled: dict[int, Delivery] = {}  # by tag, of this connection
+        self._lines = Lines()
+        self._done_ids: OrderedDict[int, None] = OrderedDict()
+        self._tokens = count(1)
+        self._unknown: set[str] = set()  # types of which it was said
+        self._is_soon = self._lingers = False
+
+    # -- connections ---------------------------------------------------------------------------------
+    def opened(self, loop: BrokerLoop, acks: Acks) -> None:
+        self.loop, self.acks = loop, acks
+        self._is_soon = self._lingers = False
+
+    def lost(self, slot_of: Callable[[ClaimedMessage], Slot | None]) -> None:
+        """The connection is gone, whoever closed it: others get what was here. What has not begun is
+        dropped, what runs is interrupted. slot_of: where a message runs.
+        """
+        self.loop = self.acks = None
+        self._unsettled.clear()
+        for message in self._take_back():
+            self.in_flight.ended(message, Ended.RELEASED)
+        for delivery in self._deliveries.values():
+            running = delivery.message
+            if running is not None:
+                running.lost = True
+                slot = slot_of(running)
+                if slot is not None:
+                    slot.interrupt(running, LeaseInterrupt)
+        self._lines.keep({delivery.line for delivery in self._deliveries.values()})
+
+    def _take_back(self) -> list[ClaimedMessage]:
+        taken = self.places.take_back()
+        for message in taken:
+            del self._deliveries[message.lease_token]
+        return taken
+
+    def give_back(self) -> None:
+        """To others what has not begun, but for messages of conversations: their partition is still ours,
+        and those who come after them must not begin elsewhere.
+        """
+        for message in self._take_back():
+            self.in_flight.ended(message, Ended.RELEASED)
+        busy = {id(delivery) for delivery in self._deliveries.values()}
+        for tag, delivery in sorted(self._unsettled.items()):
+            if self.acks is not None and not (delivery.keyed or delivery.settling or id(delivery) in busy):
+                del self._unsettled[tag]
+                self.acks.give_back(tag)
+
+    @property
+    def running(self) -> int:
+        """Messages that a pool still has."""
+        return len(self._deliveries)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing runs, and nothing is being written."""
+        settling = any(delivery.settling for delivery in self._unsettled.values())
+        return not (self.places.given or self.finished or settling)
+
+    def arrived(self, delivery: Delivery, again: bool) -> None:
+        self._unsettled[delivery.tag] = delivery
+        if self.acks is not None:
+            self.acks.delivered(delivery.tag)
+        message_id = delivery.id
+        if again and message_id is not None:
+            delivery.awaits_note = True
+            self._ledger.ask(message_id, partial(self._on_note, delivery))
+        if self._lines.enter(delivery):
+            self._is_first(delivery)
+        self._soon()
+
+    def _on_note(self, delivery: Delivery, note: ForwardedNote) -> None:
+        """In the ledger's thread."""
+        self._noted.append((delivery, note))
+        self._wake()
+
+    def _is_first(self, delivery: Delivery) -> None:
+        delivery.is_first = True
+        if not delivery.awaits_note:
+            self._begin(delivery)
+
+    def _is_held(self, delivery: Delivery) -> bool:
+        """Has this connection brought it, and is it not settled?"""
+        return self._unsettled.get(delivery.tag) is delivery
+
+    def _begin(self, delivery: Delivery) -> None:
+        """The first of its line: run it, or let it wait, or end it without running it."""
+        if not self._is_held(delivery) or self.places.closed:
+            return
+        if delivery.id in self._done_ids or (delivery.note is not None and delivery.note.is_over):
+            logger.info("message_repeated message_id=%s queue=%s: it is done", delivery.id, delivery.queue)
+            self._settle(delivery)
+            return
+        wait = delivery.wait_seconds
+        if wait > 0 and not delivery.gave_up:
+            self._postpone(delivery, wait)
+            return
+        now = time.monotonic()
+        try:
+            message = delivery.attempt(now)
+        except UndecodableMessage as error:
+            self._bury_stranger(delivery, str(error))
+            return
+        message.lease_token = next(self._tokens) << ATTEMPT_BITS | min(
+            message.attempt, (1 << ATTEMPT_BITS) - 1
+        )
+        self.in_flight.add(message)
+        if not self._ends_unbegun(delivery, message):
+            self._deliveries[message.lease_token] = delivery
+
+    def _ends_unbegun(self, delivery: Delivery, message: RelayedMessage) -> bool:
+        """Whether it is not to run: too late, too many crashes or attempts, a type that nobody here knows."""
+        policy = self._policy(delivery)
+        if message.expires_at is not None and message.expires_at <= time.time():
+            self._end(delivery, message, Ended.CANCELLED)
+        elif delivery.gave_up or message.crashes >= policy.crash_limit:
+            text = f"the process died {message.crashes} times while this message ran"
+            if delivery.gave_up:
+                text = "RabbitMQ has delivered it again and again, and no worker has said what became of it"
+            self._give_up(delivery, message, "quarantined", "WorkerLost", text)
+        elif delivery.note is not None and message.attempt > self._attempts_of(message, policy):
+            text = "its last attempt ignored its time limit; its process was replaced"
+            self._give_up(delivery, message, "failed", "TimeLimitExceeded", text)
+        elif self.places.put(message):
+            return False
+        elif message.age_seconds > self._unknown_type_seconds:
+            text = f"no worker has registered the type {message.message_type!r}"
+            self._give_up(delivery, message, "unknown_type", None, text)
+        else:
+            self._postpone_unknown(delivery, message)
+        return True
+
+    def _postpone_unknown(self, delivery: Delivery, message: RelayedMessage) -> None:
+        """During a deploy another worker may know it."""
+        if message.message_type not in self._unknown:
+            self._unknown.add(message.message_type)
+            logger.warning(
+                "amqp_unknown_type message_type=%s queue=%s: no actor here; its messages wait",
+                message.message_type,
+                delivery.queue,
+            )
+        self.in_flight.ended(message, Ended.RELEASED)
+        self._postpone(delivery, UNKNOWN_TYPE_SECONDS)
+
+    def _give_up(
+        self, delivery: Delivery, message: RelayedMessage, reason: str, error_class: str | None, text: str
+    ) -> None:
+        message.outcome = Outcome(Verb.BURY, reason, error_class, text)
+        message.failed = True
+        message.move(AttemptStage.RETURNED)
+        self._bury(delivery, message, reason)
+
+    def _policy(self, delivery: Delivery) -> QueuePolicy:
+        return self.policies.get(delivery.queue) or QueuePolicy()
+
+    # -- waiting -------------------------------------------------------------------------------------
+    def _postpone(self, delivery: Delivery, seconds: float) -> None:
+        """Where it is, when it has a conversation or not long to wait; else on the broker."""
+        step = None if delivery.keyed else next_delay(seconds)
+        if step is None:
+            if self.loop is not None:
+                self.loop.ioloop.call_later(seconds, partial(self._waited, delivery))
+            return
+        delivery.wait_from_now(seconds - step)
+        self._send(delivery, delay_address(step, delivery.queue))
+
+    def _waited(self, delivery: Delivery) -> None:
+        delivery.waited()
+        self._begin(delivery)
+        self._soon()
+
+    def _send(self, delivery: Delivery, address: tuple[str, str]) -> None:
+        """It goes on as a message of its own: once that is with the broker, this delivery is done."""
+        delivery.settling = True
+
+        def on_confirm(good: bool) -> None:
+            if good:
+                self._settle(delivery)
+                self._soon()
+            elif self.loop is not None:
+                logger.warning(
+                    "amqp_refused message_id=%s address=%s: tried again", delivery.id, ":".join(address)
+                )
+                self.loop.ioloop.call_later(AGAIN_SECONDS, partial(self._send, delivery, address))
+
+        if self.loop is not None and self._is_held(delivery):
+            self.loop.publish(address, delivery.body, delivery.properties, on_confirm)
+
+    # -- what ends -----------------------------------------------------------------------------------
+    def collect(self) -> None:
+        """What the ledger and the pools have left here."""
+        while self._noted:
+            delivery, note = self._noted.popleft()
+            delivery.note, delivery.awaits_note = note, False
+            if delivery.is_first:
+                self._begin(delivery)
+        while self._buried:
+            self._is_buried(*self._buried.popleft())
+        self._collect()
+
+    def _soon(self) -> None:
+        """A turn's second half, once for all that arrives together."""
+        if not self._is_soon and self.loop is not None:
+            self._is_soon = True
+            self.loop.ioloop.call_later(0, self.follow)
+
+    def follow(self) -> None:
+        """Give to the pools, acknowledge."""
+        self._is_soon = False
+        self.places.feed()
+        if self.acks is not None:
+            self.acks.flush()
+        if not self._lingers and self.places.given and self.loop is not None:
+            self._lingers = True
+            self.loop.ioloop.call_later(LINGER_SECONDS, self._linger)
+
+    def _linger(self) -> None:
+        self._lingers = False
+        if self.finished:
+            self.collect()
+        self.follow()
+
+    def _collect(self) -> None:
+        done: list[ClaimedMessage] = []
+        deliveries = []
+        while self.finished:
+            message = self.finished.popleft()
+            self.places.finished(message)
+            delivery = self._deliveries.pop(message.lease_token)
+            if not self._is_held(delivery):
+                self._ended_elsewhere(delivery, message)
+            elif message.outcome is None and not message.failed:
+                done.append(message)
+                deliveries.append(delivery)
+            else:
+                self._ended(delivery, message)
+        if self._hooks.before_ack:
+            for message in done:
+                self._hooks.before_ending(message)
+        for delivery in deliveries:
+            self._remember(delivery)
+            self._settle(delivery)
+        if done:
+            self.in_flight.done(done)
+        if self._hooks.after_ack:
+            for message in done:
+                self._hooks.after_ending(message)
+
+    def _ended_elsewhere(self, delivery: Delivery, message: ClaimedMessage) -> None:
+        """Its connection was lost: somebody else has it, or will. What its handler did stays done."""
+        if message.started_at and message.outcome is None and not message.failed:
+            self._remember(delivery)
+            self._ledger.note_done([message.id])
+        self.in_flight.ended(message, Ended.LOST)
+        self._next(delivery)
+
+    def _ended(self, delivery: Delivery, message: ClaimedMessage) -> None:
+        ending = ending_of(message, self._policy(delivery))
+        self._hooks.before_ending(message)
+        if ending.ended is Ended.DEAD:
+            message.failed = True
+            self._bury(delivery, _relayed(message), ending.reason)
+        elif ending.wait_seconds is not None:
+            self._again(delivery, _relayed(message), ending)
+        else:
+            self._end(delivery, _relayed(message), ending.ended)
+
+    def _end(self, delivery: Delivery, message: RelayedMessage, ended: Ended) -> None:
+        """Done with it here: cancelled, or handed back."""
+        self.in_flight.ended(message, ended)
+        self._hooks.after_ending(message)
+        if ended is not Ended.RELEASED:
+            self._remember(delivery)
+            self._settle(delivery)
+        elif not delivery.keyed and self.acks is not None:
+            self._unsettled.pop(delivery.tag, None)
+            self.acks.give_back(delivery.tag)
+            self._next(delivery)
+        # one of a conversation goes back with the connection: those behind it must not go before it
+
+    def _again(self, delivery: Delivery, message: RelayedMessage, ending: Ending) -> None:
+        """Another attempt."""
+        wait = ending.wait_seconds or 0.0
+        at = datetime.now(UTC).isoformat()
+        history = with_entry(delivery.history, message, ending.ended, at, self._worker_id)
+        delivery.renew(message, ending.attempt, wait, history)
+        message.failed = False
+        self.in_flight.ended(message, ending.ended)
+        if ending.ended is Ended.RETRY:
+            self._hooks.delayed(message)
+        self._hooks.after_ending(message)
+        message._exception = None
+        if delivery.keyed:
+            self._ledger.note_attempt(message.id, ending.attempt - 1, wait, history)
+            self._postpone(delivery, wait)
+        elif next_delay(wait) is None:
+            self._send(delivery, ("", delivery.queue))
+        else:
+            self._postpone(delivery, wait)
+
+    def _bury(self, delivery: Delivery, message: RelayedMessage, reason: str) -> None:
+        delivery.settling = True
+        self._ledger.bury(message, reason, delivery.history, lambda _: self._on_buried(delivery, message))
+
+    def _bury_stranger(self, delivery: Delivery, text: str) -> None:
+        delivery.settling = True
+        self._ledger.bury_stranger(
+            delivery.queue,
+            delivery.body,
+            delivery.properties,
+            text,
+            lambda _: self._on_buried(delivery, None),
+        )
+
+    def _on_buried(self, delivery: Delivery, message: RelayedMessage | None) -> None:
+        """In the ledger's thread."""
+        self._buried.append((delivery, message))
+        self._wake()
+
+    def _is_buried(self, delivery: Delivery, message: RelayedMessage | None) -> None:
+        if message is not None:
+            self.in_flight.ended(message, Ended.DEAD)
+            self._hooks.after_ending(message)
+            message._exception = None
+        if self._is_held(delivery):
+            self._settle(delivery)
+
+    def _settle(self, delivery: Delivery) -> None:
+        """What became of it is safe."""
+        self._unsettled.pop(delivery.tag, None)
+        if self.acks is not None:
+            self.acks.done(delivery.tag)
+        self._next(delivery)
+
+    def _next(self, delivery: Delivery) -> None:
+        following = self._lines.next(delivery)
+        if following is not None:
+            self._is_first(following)
+
+    def _remember(self, delivery: Delivery) -> None:
+        message_id = delivery.id
+        if message_id is not None:
+            self._done_ids[message_id] = None
+            if len(self._done_ids) > REMEMBERED:
+                self._done_ids.popitem(last=False)
+
+
+def _relayed(message: ClaimedMessage) -> RelayedMessage:
+    assert isinstance(message, RelayedMessage)
+    return message

@@ -1,0 +1,188 @@
+"""What this process holds of RabbitMQ: deliveries, and the lines in which those of one conversation stand.
+
+A delivery is one message as it came once. Its attempts are RelayedMessages: a retry in place is another one
+of the same delivery.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Hashable
+from dataclasses import replace
+from typing import Any
+
+from pika import BasicProperties
+
+from packhorse.worker.amqp.envelope import RelayedMessage
+from packhorse.worker.amqp.outcomes import read_history
+from packhorse.worker.attempt.stored_steps import AttemptSteps
+from packhorse.worker.errors import StepError
+from packhorse.worker.store.forwarded import ForwardedNote
+
+#: Seconds that are left of a wait which takes several steps (topology.DELAYS).
+WAIT = "packhorse-wait"
+#: Attempts that have failed, as JSON.
+HISTORY = "packhorse-history"
+ATTEMPT = "packhorse-attempt"
+CRASHES = "packhorse-crashes"
+#: What dramatiq's Retries writes into options; here attempt and history say it.
+_OF_THE_ATTEMPT = ("retries", "traceback", "requeue_timestamp")
+
+
+class HandledMessage(RelayedMessage):
+    """One attempt from RabbitMQ. What asks for its row in message_queue, which is gone, is refused before
+    anything is done for it.
+    """
+
+    def steps_of_attempt(self) -> AttemptSteps:
+        raise self._needs_its_row("a step is stored with its message")
+
+    def superseded(self) -> bool:
+        raise self._needs_its_row("superseded() looks at the messages behind this one")
+
+    def _needs_its_row(self, what: str) -> StepError:
+        error = StepError(
+            f"{what}, in Postgres, and this one is handled from RabbitMQ: packhorse queue set {self.queue_name} --forward none"
+        )
+        error.retryable = False  # a dead letter at once (details.FLAGS)
+        return error
+
+
+class Delivery:
+    """tag: of the consuming channel of connection number `connection`. line: it starts when all before it
+    in its line have ended: those of its conversation in a partition, else copies of the same message.
+    queue: that of Packhorse. is_first: of its line. awaits_note: Postgres is being asked of it. settling:
+    what becomes of it is being written. gave_up: the broker has given it up. Used by the consumer's thread.
+    """
+
+    is_first = awaits_note = settling = gave_up = False
+
+    def __init__(
+        self, tag: int, connection: int, queue: str, keyed: bool, body: bytes, properties: BasicProperties
+    ) -> None:
+        self.tag = tag
+        self.connection = connection
+        self.queue = queue
+        self.keyed = keyed
+        self.body = body
+        self.properties = properties
+        self.headers: dict[str, Any] = properties.headers or {}
+        key = self.headers.get("packhorse-conversation-key") if keyed else None
+        self.line: Hashable = (queue, key) if key is not None else properties.message_id
+        self.message: RelayedMessage | None = None
+        self.note: ForwardedNote | None = None
+
+    @property
+    def id(self) -> int | None:
+        """Of the message; None when it is none of ours."""
+        try:
+            return int(self.properties.message_id)
+        except (TypeError, ValueError):
+            return None
+
+    def attempt(self, now: float) -> RelayedMessage:
+        """The next attempt of it. Raises UndecodableMessage."""
+        message = HandledMessage(self.body, self.properties, now)
+        if self.note is not None:
+            message.attempt = max(message.attempt, self.note.attempt + 1)
+            message.crashes = max(message.crashes, self.note.crashes)
+        self.message = message
+        return message
+
+    @property
+    def history(self) -> list[Any]:
+        """Attempts that have failed, oldest first."""
+        noted = read_history(self.note.history) if self.note is not None else []
+        return noted or read_history(self.headers.get(HISTORY))
+
+    def renew(self, message: RelayedMessage, attempt: int, wait_seconds: float, history: list[Any]) -> None:
+        """Make it what its next attempt begins with."""
+        self.headers = {
+            **self.headers,
+            ATTEMPT: attempt,
+            CRASHES: message.crashes,
+            WAIT: f"{wait_seconds:.3f}",
+            HISTORY: json.dumps(history),
+        }
+        self.body = body_with_options(self.body, message)
+        self.note = None
+        self._say_headers()
+
+    def wait_from_now(self, seconds: float) -> None:
+        """So long from when it arrives again."""
+        self.headers = {**self.headers, WAIT: f"{seconds:.3f}"}
+        self._say_headers()
+
+    @property
+    def wait_seconds(self) -> float:
+        """Until its attempt may begin, counted from its arrival."""
+        try:
+            said = float(self.headers.get(WAIT, 0))
+        except (TypeError, ValueError):
+            said = 0.0
+        return max(said, self.note.wait_seconds if self.note is not None else 0.0)
+
+    def waited(self) -> None:
+        """The wait is over."""
+        self.headers = {name: value for name, value in self.headers.items() if name != WAIT}
+        if self.note is not None:
+            self.note = replace(self.note, wait_seconds=0.0)
+
+    def _say_headers(self) -> None:
+        said = self.properties
+        self.properties = BasicProperties(
+            content_type=said.content_type,
+            delivery_mode=2,
+            message_id=said.message_id,
+            type=said.type,
+            correlation_id=said.correlation_id,
+            timestamp=said.timestamp,
+            headers=self.headers,
+        )
+
+
+def body_with_options(body: bytes, message: RelayedMessage) -> bytes:
+    """The body, with the options that handler and middleware have left in the message, when they are
+    others.
+    """
+    now = vars(message).get("options")  # none of one that could not be decoded
+    if type(now) is not dict:
+        return body
+    try:
+        found = json.loads(body)
+        after = {name: value for name, value in now.items() if name not in _OF_THE_ATTEMPT}
+        before = {name: value for name, value in found["options"].items() if name not in _OF_THE_ATTEMPT}
+        return body if after == before else json.dumps({**found, "options": after}).encode()
+    except (TypeError, ValueError):  # what they have left is no JSON: as it was
+        return body
+
+
+class Lines:
+    """Who waits behind whom. The first of a line is not in it: it is handled, or waits for its retry."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[Hashable, deque[Delivery] | None] = {}  # None: nobody
+
+    def enter(self, delivery: Delivery) -> bool:
+        """True: nobody is before it. False: next() will give it."""
+        if delivery.line not in self._waiting:
+            self._waiting[delivery.line] = None
+            return True
+        waiting = self._waiting[delivery.line]
+        if waiting is None:
+            waiting = self._waiting[delivery.line] = deque()
+        waiting.append(delivery)
+        return False
+
+    def next(self, delivery: Delivery) -> Delivery | None:
+        """The first of its line has ended; who is the first now."""
+        waiting = self._waiting.get(delivery.line)
+        if waiting:
+            return waiting.popleft()
+        self._waiting.pop(delivery.line, None)
+        return None
+
+    def keep(self, lines: set[Hashable]) -> None:
+        """The connection is lost, and with it who waits; these lines have a first that still runs."""
+        self._waiting = dict.fromkeys(lines)

@@ -1,0 +1,30 @@
+-- name: note_forwarded_attempt
+-- A relayed message waits where it is for its next attempt.
+select packhorse.note_forwarded_attempt(%s, %s, make_interval(secs => %s), %s::jsonb);
+
+-- name: note_forwarded_done
+-- Relayed messages are done and could not be acknowledged.
+select packhorse.note_forwarded_done(%s);
+
+-- name: note_forwarded_crashes
+-- Relayed messages ran in a process that died; how many.
+select packhorse.note_forwarded_crashes(%s, %s);
+
+-- name: note_forwarded_overdue
+-- The attempt of a relayed message that only the end of its process has ended.
+select packhorse.note_forwarded_overdue(%s, %s);
+
+-- name: forwarded_notes
+-- What is known of relayed messages that come again.
+select id, attempt, crashes, is_over, wait_seconds, history from packhorse.forwarded_notes(%s);
+
+-- name: bury_forwarded
+-- A relayed message becomes a dead letter.
+select packhorse.bury_forwarded_message(%s, %s::jsonb, %s, %s, %s, %s, %s, %s::jsonb, %s);
+
+-- name: forwarded_policies
+-- What queues say of retries, and whether they are forwarded; seconds.
+select q.name, q.max_attempts, q.crash_limit, extract(epoch from q.backoff_initial)::float8 as initial,
+  q.backoff_multiplier::float8 as multiplier, extract(epoch from q.backoff_max)::float8 as longest,
+  q.backoff_jitter::float8 as jitter, q.forward
+from packhorse.queues q where q.name = any (%s);

@@ -1,0 +1,81 @@
+"""What Postgres knows of messages that are handled from RabbitMQ; one function = one statement
+(db/sql/forwarded.sql).
+
+Each takes a connection first and works in its transaction. Errors come out as psycopg errors inside
+`translated()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.queries import sql
+from packhorse.worker.records import Row
+from packhorse.worker.store.rows import rows
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardedNote:
+    """What is known of a message that comes again. attempt: attempts spent. crashes: processes that died with
+    it. is_over: it is done, or a dead letter. wait_seconds: until its next attempt. history: JSON text.
+    """
+
+    id: int
+    attempt: int = 0
+    crashes: int = 0
+    is_over: bool = False
+    wait_seconds: float = 0.0
+    history: str | None = None
+
+
+def note_attempt(
+    connection: DeadlineConnection, message_id: int, attempt: int, delay_seconds: float, history: str | None
+) -> None:
+    """So many attempts are spent; it waits for the next one. history: JSON text, all there is."""
+    connection.execute(sql("note_forwarded_attempt"), (message_id, attempt, delay_seconds, history))
+
+
+def note_done(connection: DeadlineConnection, ids: Sequence[int]) -> None:
+    """Their handlers are done, and RabbitMQ has not heard of it."""
+    connection.execute(sql("note_forwarded_done"), (list(ids),))
+
+
+def note_crashes(connection: DeadlineConnection, ids: Sequence[int], detail: str) -> int:
+    """A process died while these ran; how many."""
+    row = connection.execute(sql("note_forwarded_crashes"), (list(ids), detail)).fetchone()
+    return int(row[0])  # type: ignore[index]
+
+
+def note_overdue(connection: DeadlineConnection, message_id: int, attempt: int) -> None:
+    """This attempt ignored its time limit until its process was replaced."""
+    connection.execute(sql("note_forwarded_overdue"), (message_id, attempt))
+
+
+def notes(connection: DeadlineConnection, ids: Sequence[int]) -> dict[int, ForwardedNote]:
+    """What is known of these, by id; none of those of which nothing is."""
+    found = connection.execute(sql("forwarded_notes"), (list(ids),)).fetchall()
+    return {row[0]: ForwardedNote(*row) for row in found}
+
+
+def bury(
+    connection: DeadlineConnection,
+    message_id: int | None,
+    message: str,
+    reason: str,
+    error: tuple[str | None, str | None, str | None, str | None],
+    details: str | None,
+    holder: UUID,
+) -> bool:
+    """Make a dead letter of a relayed message; False when it is one already. message: its columns, as a JSON
+    object. error: class, message, traceback, own frame. details: JSON text. Raises StoreError.
+    """
+    given = (message_id, message, reason, *error, details, holder)
+    return bool(connection.execute(sql("bury_forwarded"), given).fetchone()[0])  # type: ignore[index]
+
+
+def policies(connection: DeadlineConnection, queues: Sequence[str]) -> list[Row]:
+    """What these queues say of retries (seconds), and where they are forwarded to."""
+    return rows(connection, "forwarded_policies", (list(queues),))
