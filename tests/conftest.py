@@ -68,7 +68,7 @@ SLOW_FILE = re.compile(r"^pytestmark = \[?\s*pytest\.mark\.slow\b", re.MULTILINE
 #: A reason to skip that ends when something is installed.
 _LACKS = re.compile("not installed|could not import")
 #: What mostly waits, for programs that it has started, and leaves the processors to other tests.
-WAITING = ("deploy/", "integration/", "process/", "schedules/test_scheduler")
+WAITING = ("deploy/", "integration/", "process/", "rabbit/", "schedules/test_scheduler")
 
 
 def _is_fast_ring(config: pytest.Config) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.support.rabbitmq import PROGRAM, Node, Place
+from tests.support.rabbitmq import PROGRAM, Cluster, Node, Place
 
 _numbers = itertools.count(1)
 
@@ -18,12 +18,12 @@ _numbers = itertools.count(1)
 class Vhost:
     """A virtual host of one test. A URL without credentials means `guest`, who may do everything."""
 
-    node: Node
+    at: Node | Cluster
     name: str
 
     @property
     def url(self) -> str:
-        return self.node.url(self.name)
+        return self.at.url(self.name)
 
     def depths(self) -> dict[str, int]:
         """Messages by queue, ready and delivered; without the empty ones."""
@@ -70,3 +70,33 @@ def vhost(rabbit: Node) -> Iterator[Vhost]:
     rabbit.add_vhost(vhost.name)
     yield vhost
     rabbit.delete_vhost(vhost.name)
+
+
+@pytest.fixture(scope="session")
+def running_cluster(rabbit_place: Place) -> Iterator[Cluster]:
+    cluster = Cluster(rabbit_place)
+    try:
+        yield cluster.start()
+    finally:
+        cluster.close()
+
+
+@pytest.fixture
+def cluster(running_cluster: Cluster) -> Iterator[Cluster]:
+    """Three nodes, shared by the session. A test may do anything to one and leaves them as it likes: they are
+    whole again after it.
+    """
+    yield running_cluster
+    for node in running_cluster.nodes:
+        node.revive()
+    for node in running_cluster.nodes:
+        running_cluster.join_again(node)
+    running_cluster.wait_whole()
+
+
+@pytest.fixture
+def cluster_vhost(cluster: Cluster) -> Iterator[Vhost]:
+    """A fresh virtual host of the cluster; its URL names all three nodes."""
+    vhost = Vhost(cluster, f"test{next(_numbers)}")
+    cluster.nodes[0].add_vhost(vhost.name)
+    yield vhost

@@ -63,6 +63,23 @@ def test_a_full_disk_blocks_who_publishes(rabbit, vhost):
     connection.close()
 
 
+def test_the_cluster_confirms_and_keeps_while_one_node_is_away(cluster, cluster_vhost):
+    first, second, _ = cluster.nodes
+    connection, channel = declare(second.url(cluster_vhost.name))
+    for away, back in [
+        (first.kill, first.start),
+        (first.freeze, first.thaw),
+        (lambda: cluster.cut_off(first), lambda: cluster.join_again(first)),
+    ]:
+        away()
+        cluster.wait_away(first)
+        channel.basic_publish("", "durable", b"confirmed")
+        back()
+        cluster.wait_whole()
+        assert channel.basic_get("durable", auto_ack=True)[2] == b"confirmed"
+    connection.close()
+
+
 def test_what_the_node_was_asked_is_answered_as_erlang_prints_it(rabbit):
     assert rabbit.ask("1 + 1") == "2"
     assert "badarith" in rabbit.ask("1 / 0")

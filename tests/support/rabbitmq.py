@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import re
 import shutil
 import signal
@@ -35,6 +36,9 @@ vm_memory_high_watermark.absolute = 1GB
 raft.wal_max_size_bytes = 32000000
 log.file.level = info
 """
+
+
+_given: set[int] = set()  # ports, by this process
 
 
 class Place:
@@ -125,7 +129,10 @@ class Node:
     def wait_ready(self) -> Node:
         """Until clients can connect."""
         wait_until(lambda: self._lives() and _answers(self.port), 60, f"{self.name} answers")
-        wait_until(lambda: self.ask("rabbit:is_running()") == "true", 30, f"{self.name} is running")
+        # a node that has paused because it was in the minority starts from that process; cut off again
+        # before that has ended, RabbitMQ forgets to pause
+        running = "rabbit:is_running() andalso whereis(rabbit_outside_app_process) == undefined"
+        wait_until(lambda: self.ask(running) == "true", 30, f"{self.name} is running")
         return self
 
     def ask(self, expression: str, timeout_seconds: float = 20.0) -> str:
@@ -192,6 +199,14 @@ class Node:
     def thaw(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
 
+    def revive(self) -> None:
+        """Running, in whatever way it is not. Afterwards wait_ready."""
+        assert self._process is not None
+        if self._process.poll() is None:
+            self.thaw()
+        else:
+            self.start()
+
     def kill(self) -> None:
         """kill -9, as when the machine is gone."""
         assert self._process is not None
@@ -226,12 +241,14 @@ class Node:
 
 
 def free_ports(count: int) -> list[int]:
-    """Of loopback; nobody else gets one of them by asking for any, soon."""
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [listener.getsockname()[1] for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    return ports
+    """Of loopback, below those that the kernel gives to connections: a node that is away keeps its own."""
+    found: list[int] = []
+    while len(found) < count:
+        port = random.randrange(15_000, 32_000)
+        if port not in _given and not _answers(port):
+            _given.add(port)
+            found.append(port)
+    return found
 
 
 def _answers(port: int) -> bool:
@@ -247,3 +264,98 @@ def _ends_with_us(*command: str) -> list[str]:
     this process had no time to clean up. Start it from the main thread.
     """
     return ["setpriv", "--pdeathsig", "KILL", *command]
+
+
+class Cluster:
+    """Three nodes that keep quorum queues together: one may be away."""
+
+    #: A node of which the others hear nothing for about this long is gone for them. Else it is a minute.
+    TICK_SECONDS = 4
+
+    def __init__(self, place: Place) -> None:
+        self.nodes = [
+            Node(
+                place,
+                f"node{number}",
+                config="cluster_partition_handling = pause_minority\n",
+                kernel={"net_ticktime": self.TICK_SECONDS},
+            )
+            for number in (1, 2, 3)
+        ]
+
+    def start(self) -> Cluster:
+        """Each alone, then the others join the first: quicker than nodes that look for each other, which wait
+        in turn for a lock.
+        """
+        first, *others = self.nodes
+        for node in self.nodes:
+            node.start()
+        for node in self.nodes:
+            node.wait_ready()
+        for node in others:
+            node.do(
+                "rabbit:stop(), rabbit_mnesia:reset(),"
+                f" rabbit_mnesia:join_cluster('{first.name}', disc), rabbit:start()"
+            )
+        return self.wait_whole()
+
+    def wait_whole(self) -> Cluster:
+        """Until clients can connect to each node, and each node sees all.
+
+        A node that was frozen hears the others again before it can pause; its metadata then remain apart
+        from theirs until it is restarted, as an operator would do.
+        """
+        for node in self.nodes:
+            node.wait_ready()
+        for node in self.nodes:
+            wait_until(lambda node=node: self.seen_by(node) == 3 or self._is_apart(node), 60, node.name)
+            if self._is_apart(node):
+                node.kill()
+                node.start().wait_ready()
+        for node in self.nodes:
+            wait_until(lambda node=node: self.seen_by(node) == 3, 60, f"{node.name} sees all")
+        return self
+
+    def _is_apart(self, node: Node) -> bool:
+        """Is it alone with its metadata, although it reaches the others?"""
+        return self.seen_by(node) == 1 and node.ask("rabbit_node_monitor:partitions()") != "[]"
+
+    def wait_away(self, away: Node) -> None:
+        """Until the others know that it is. A node that is away only for some of them makes more of them
+        pause when it is back.
+        """
+        for node in self.nodes:
+            if node is not away:
+                wait_until(
+                    lambda node=node: self.seen_by(node) < 3,
+                    30,
+                    f"{node.name} knows that {away.name} is away",
+                )
+
+    def seen_by(self, node: Node) -> int:
+        """How many nodes it can reach, with itself."""
+        return int(node.ask("length(rabbit_nodes:all_running())"))
+
+    def url(self, vhost: str = "/", credentials: str = "") -> str:
+        """Of all nodes: a client takes the next one when one does not answer."""
+        return ";".join(node.url(vhost, credentials) for node in self.nodes)
+
+    def cut_off(self, node: Node) -> None:
+        """It lives and answers clients, and it and the others do not hear each other: each has the other's
+        wrong password.
+        """
+        others = ",".join(f"'{other.name}'" for other in self.nodes if other is not node)
+        node.ask(
+            f"[erlang:set_cookie(Other, cut) || Other <- [{others}]],"
+            f" [erlang:disconnect_node(Other) || Other <- [{others}]]"
+        )
+
+    def join_again(self, node: Node) -> None:
+        """Afterwards wait_whole."""
+        for other in self.nodes:
+            if other is not node:
+                node.ask(f"erlang:set_cookie('{other.name}', erlang:get_cookie())")
+
+    def close(self) -> None:
+        for node in self.nodes:
+            node.close()
