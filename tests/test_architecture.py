@@ -21,6 +21,7 @@ GROUND = (
     "states",
     "config",
     "config_amqp",
+    "config_wakeups",
     "config_web",
     "clock",
     "records",
@@ -34,7 +35,7 @@ GROUND = (
 )
 FLOORS: list[tuple[str, ...]] = [
     tuple(f"worker.{name}" for name in GROUND),
-    ("worker.db", "worker.observe"),
+    ("worker.db", "worker.observe", "worker.redis"),
     ("worker.store",),
     ("worker.attempt", "worker.embedded", "worker.enqueue", "worker.ops"),
     ("worker.broker", "worker.calls"),
@@ -59,7 +60,7 @@ HOMES = {
         "schedules.actors",
         "schedules.declare",
     ),
-    "redis": ("worker.broker.backends",),
+    "redis": ("worker.redis",),
     "pika": ("worker.amqp",),
     "structlog": ("worker.observe",),
     "prometheus_client": ("worker.observe",),

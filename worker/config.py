@@ -19,6 +19,7 @@ from pydantic import ConfigDict, Field, SecretStr, ValidationError, field_valida
 
 from packhorse.worker.clock import TICK_SECONDS
 from packhorse.worker.config_amqp import AmqpSettings
+from packhorse.worker.config_wakeups import WakeupSettings
 from packhorse.worker.config_web import WebSettings, split
 from packhorse.worker.errors import ConfigError
 from packhorse.worker.suggest import near_miss
@@ -38,7 +39,7 @@ NAME_PATTERN = r"^[A-Za-z_][A-Za-z0-9._-]{0,99}$"
 SCHEMA_PATTERN = r"[^%$\\{}\x00-\x1f]+"
 
 
-class Settings(AmqpSettings, WebSettings):
+class Settings(WakeupSettings, AmqpSettings, WebSettings):
     """Every setting; the unit is in the name. Environment: PACKHORSE_<NAME>, and DATABASE_URL."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
@@ -54,18 +55,10 @@ class Settings(AmqpSettings, WebSettings):
         None,
         description="maintenance_url goes through a transaction pooler; none: as `pooler`. `false` when it is direct and database_url is not.",
     )
-    listen_url: SecretStr | None = Field(
-        None, description="Direct connection string for LISTEN when database_url goes through a pooler."
-    )
     db_schema: str = Field("packhorse", description="Schema that holds the queue, and nothing else.")
     platform_schema: str = Field(
         "public", description="Schema that holds the tables of the conversation platform."
     )
-    pooler: bool = Field(
-        False,
-        description="database_url goes through a transaction pooler: no prepared statements, no LISTEN on it.",
-    )
-    listen: bool = Field(True, description="Wake up by LISTEN/NOTIFY; polling alone stays correct.")
     actors: tuple[str, ...] = Field(
         (), description="Modules that declare actors, imported by each worker process."
     )
@@ -92,7 +85,10 @@ class Settings(AmqpSettings, WebSettings):
         description="Claimed messages that could not start for this long are handed back.",
     )
     poll_seconds: float = Field(
-        3.0, ge=0.01, le=300, description="An idle worker looks for messages this often, NOTIFY or not."
+        3.0,
+        ge=0.01,
+        le=300,
+        description="An idle worker looks for messages this often, NOTIFY or not; each of many more seldom.",
     )
     lease_seconds: float = Field(
         20.0, ge=2, le=3600, description="Lease of a claimed message; renewed by the heartbeat."
@@ -101,7 +97,10 @@ class Settings(AmqpSettings, WebSettings):
         6.0, ge=0.2, le=1200, description="Interval of heartbeats; at most a third of lease_seconds."
     )
     rescue_seconds: float = Field(
-        6.0, ge=0.2, le=600, description="Interval of looking for expired leases of any holder."
+        6.0,
+        ge=0.2,
+        le=600,
+        description="Interval of looking for expired leases of any holder; of each of many longer.",
     )
     drain_seconds: float = Field(
         30.0, ge=0, le=86400, description="At SIGTERM: time for running handlers before they are interrupted."
@@ -152,9 +151,6 @@ class Settings(AmqpSettings, WebSettings):
     max_memory_mib: int = Field(
         0, ge=0, description="Replace a process above this resident memory; 0: never."
     )
-    redis_url: SecretStr | None = Field(
-        None, description="Redis for dramatiq's own result and rate-limiter backends; optional."
-    )
     data_dir: Path = Field(Path(".packhorse"), description="Where the embedded PostgreSQL keeps its data.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least level that is logged."
@@ -168,11 +164,6 @@ class Settings(AmqpSettings, WebSettings):
     tracing: bool = Field(
         False, description="OpenTelemetry spans of handlers and of what they enqueue; needs the extra `otel`."
     )
-
-    @property
-    def listens(self) -> bool:
-        """Is there a connection to LISTEN on? Behind a transaction pooler only one of its own."""
-        return self.listen and not (self.pooler and self.listen_url is None)
 
     def of_database(self, url: SecretStr) -> Settings:
         """The same for another database: one of web_databases."""
@@ -267,6 +258,7 @@ class Settings(AmqpSettings, WebSettings):
                 f"hang_seconds: {self.hang_seconds} is less than call_deadline_seconds + connect_timeout_seconds + {TICK_SECONDS:.0f} "
                 f"({longest_turn}): a slow database would look like a hung process"
             )
+        problems += self.wakeup_problems()
         problems += self.web_problems()
         if problems:
             raise ValueError("\n".join(problems))

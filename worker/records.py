@@ -83,6 +83,20 @@ class Attention:
 
 
 @dataclass(frozen=True, slots=True)
+class Beat:
+    """What a heartbeat has learnt.
+
+    attention: messages that need it. known: is the process still known? asked: "quiet", "drain" or None.
+    peers: processes that could do the same work now, this one among them.
+    """
+
+    attention: list[Attention]
+    known: bool
+    asked: str | None
+    peers: int
+
+
+@dataclass(frozen=True, slots=True)
 class Gate:
     """One gate of `explain`: its name, whether the message passes it, details, earliest start."""
 

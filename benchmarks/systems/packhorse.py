@@ -44,7 +44,7 @@ SERVED, SERVED_PORT = "served", 19191
 production.
 """
 VARIANTS: Mapping[str, Mapping[str, str]] = {
-    "polling": {"PACKHORSE_LISTEN": "false"},
+    "polling": {"PACKHORSE_WAKEUPS": "poll"},
     "two-workers-ten-queues": {"BENCH_QUEUES": "10"},
     SERVED: {"PACKHORSE_METRICS_PORT": str(SERVED_PORT)},
 }

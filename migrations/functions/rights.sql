@@ -143,9 +143,9 @@ language sql stable as $$
     jsonb_build_object('role', 'packhorse_producer', 'on', 'routine',
       'privileges', jsonb_build_array('EXECUTE'),
       'names', jsonb_build_array('enqueue_message', 'enqueue_messages', 'enqueue_payloads', 'enqueue_rows',
-        'enqueue_alike', 'enqueue_by_token', 'announce_messages', 'types_instead', 'cancel_own_message',
-        'is_new_message', 'mark_message_processed', 'acquire_conversation_lock', 'release_conversation_lock',
-        'get_message_result', 'message_uuid', 'message_id_of')));
+        'enqueue_alike', 'enqueue_by_token', 'announce_messages', 'types_instead', 'wake_channel',
+        'cancel_own_message', 'is_new_message', 'mark_message_processed', 'acquire_conversation_lock',
+        'release_conversation_lock', 'get_message_result', 'message_uuid', 'message_id_of')));
 $$;
 comment on function packhorse.wanted_queue_rights(text[]) is
   'What our roles may do on the objects of the queue.';

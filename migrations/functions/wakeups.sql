@@ -14,6 +14,19 @@ $$;
 comment on function packhorse.wake_queue(text) is
   'Wake sleeping workers of a queue, after rows were inserted by hand.';
 
+create or replace function packhorse.wake_channel(p_queue text default null) returns text
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+-- Where sleeping workers hear of new messages by Redis: its channel for this schema of this database. With a
+-- queue: null unless a NOTIFY would be sent for it now, so that a producer learns with its enqueue whether to
+-- publish after its commit.
+  select format('packhorse:%s:%s', current_database(), 'packhorse.message_queue'::regclass::oid)
+  where p_queue is null or exists (select from packhorse.queue_wakeups w
+    where w.queue = p_queue and w.wake_until > clock_timestamp()
+      and (w.attended_until is null or w.attended_until <= clock_timestamp()))
+$$;
+comment on function packhorse.wake_channel(text) is
+  'The Redis channel of wake-ups; with a queue: null when nobody sleeps on it.';
+
 create or replace function packhorse.announce_sleep(p_queues text[], p_for interval default '10 seconds')
 returns void
 language plpgsql as $$
@@ -96,7 +109,7 @@ begin
     set attended_until = case when not mine.shared then clock_timestamp() + p_for end
     from mine where w.queue = mine.queue returning w.queue, mine.shared
   ) select coalesce(array_agg(queue) filter (where shared), '{}') into v_left from kept;
-  perform pg_notify('packhorse_wake', q) from unnest(v_left) q;
+  perform pg_notify('packhorse_wake', q || '!') from unnest(v_left) q;
   return v_left;
 end
 $$;
@@ -107,8 +120,9 @@ create or replace function packhorse.hand_over_queues(p_queues text[], p_wake bo
   p_leave boolean default true) returns void
 language plpgsql as $$
 -- For a worker that watches these queues. p_leave: it watches no longer, and producers NOTIFY again; it must
--- claim once more afterwards, like after announce_sleep. p_wake: wake those that sleep, once, for there is
--- more than it can start. A row that somebody has locked is left: what is watched there ends by itself, soon.
+-- claim once more afterwards, like after announce_sleep. p_wake: wake those that sleep, all of them (the mark
+-- after the name says so) and once, for there is more than it can start. A row that somebody has locked is
+-- left: what is watched there ends by itself, soon.
 begin
   if p_leave then
     update packhorse.queue_wakeups set attended_until = null
@@ -117,7 +131,7 @@ begin
       order by queue for no key update skip locked);
   end if;
   if p_wake then
-    perform pg_notify('packhorse_wake', queue) from packhorse.queue_wakeups
+    perform pg_notify('packhorse_wake', queue || '!') from packhorse.queue_wakeups
     where queue = any (p_queues) and wake_until > clock_timestamp();
   end if;
 end

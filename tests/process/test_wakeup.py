@@ -45,7 +45,7 @@ def test_an_idle_worker_is_woken_by_notify(database, ledger, start_daemon):
 
 @pytest.mark.slow
 def test_without_listen_the_poll_finds_new_messages(database, ledger, start_daemon):
-    daemon = start_daemon(database, ledger, listen="false", poll_seconds=0.2).wait_ready()
+    daemon = start_daemon(database, ledger, wakeups="poll", poll_seconds=0.2).wait_ready()
     _latencies(database, ledger, 5, "m")
     assert (
         database.value("select count(*) from pg_stat_activity where application_name = 'packhorse listen'")

@@ -125,6 +125,7 @@ def test_a_producer_can_call_nothing_else(as_role: Callable[[str], Sql]) -> None
         "release_conversation_lock",
         "get_message_result",
         "types_instead",
+        "wake_channel",
         "message_id_of",
         "message_uuid",
     }

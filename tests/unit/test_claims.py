@@ -216,6 +216,23 @@ def test_a_signal_is_for_all_kinds_and_one_of_another_queue_for_none() -> None:
     assert made.woken("q") and all(intake.signalled for intake in made.intakes)
 
 
+def test_of_many_that_hear_of_a_message_one_looks_later_unless_all_shall(monkeypatch: Any) -> None:
+    made = claims()
+    intake = made.intakes[0]
+    monkeypatch.setattr(made.wakeups, "look_after", lambda: 0.4)
+    rest(intake)
+    before = time.monotonic()
+    assert made.woken("q") and not made.signalled and not intake.due()
+    assert before + 0.4 <= made.next_poll <= time.monotonic() + 0.4
+    monkeypatch.setattr(made.wakeups, "look_after", lambda: 0.8)
+    assert made.woken("q") and made.next_poll <= before + 0.5, "the first is not put off by the next"
+    intake.heard_for = time.monotonic()
+    assert intake.due()
+    rest(intake)
+    assert made.woken("q!") and made.signalled
+    assert not made.woken("of others!")
+
+
 def test_the_listener_that_has_just_connected_wakes_all() -> None:
     made = claims()
     rest(made.intakes[0])

@@ -18,6 +18,7 @@ def fetcher_after_a_turn(*, backlog: bool, room: int) -> tuple[Fetcher, Any]:
     """A fetcher whose handlers all run, and none of them has ended; and its intake."""
     pace = Pace(1000, 1000)
     intake = SimpleNamespace(
+        looks_at=math.inf,
         pace=pace,
         backlog=backlog,
         room=lambda: room,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import random
 import time
+from typing import Literal
 
 import dramatiq
 
@@ -70,8 +71,8 @@ class AmqpProcess(WorkerProcess):
     def _leased(self) -> list[ClaimedMessage]:
         return []  # RabbitMQ says who holds a message
 
-    def _listener(self) -> None:
-        return None
+    def _woken_by(self) -> Literal[poll]:
+        return "poll"  # RabbitMQ pushes; nothing is to be heard from the database
 
     def _attempts_of(self, message: ClaimedMessage, policy: QueuePolicy) -> int:
         """How many attempts it has; of an actor that is not here, those of the queue."""

@@ -37,6 +37,16 @@ REFUSED_SECONDS = 10.0  # a step that the database refused is tried again after 
 RETRY_SECONDS = 1.0  # and a beat, a rescue
 #: Problems that a process writes to its row in `workers`.
 MOST_PROBLEMS = 20
+#: So many idle processes of the same work go on as one does; more of them do by turns what each does by the
+#: clock, up to so much more seldom.
+FEW_PEERS, MOST_STRETCH = 5, 5.0
+
+
+def stretched(peers: int) -> float:
+    """How much longer each of so many processes waits between two looks: 1 to MOST_STRETCH. The fleet looks
+    as often as FEW_PEERS processes do, and more often when it is larger than FEW_PEERS * MOST_STRETCH.
+    """
+    return min(MOST_STRETCH, max(1.0, peers / FEW_PEERS))
 
 
 class Heartbeat(Service):
@@ -87,6 +97,7 @@ class Heartbeat(Service):
         #: longest is first.
         self._steps = dict.fromkeys(store.UPKEEP_STEPS, 0.0)
         self.rescued_total = 0
+        self.peers = 1  # processes that could do our work now, as of the last beat; read by any thread
         self._more_to_rescue = False
         self._registration: tuple[list[str], list[str], int, bool, str, str | None] | None = None
 
@@ -155,9 +166,11 @@ class Heartbeat(Service):
             rescued = self._did("rescue", self._rescue)
             # seldom: nobody waits for it, and an idle process should say little
             if now >= self._next_expiry and self._did("expire", self._expire):
-                self._next_expiry = now + 5 * self._settings.rescue_seconds
+                self._next_expiry = now + 5 * self._settings.rescue_seconds * stretched(self.peers)
             wait_seconds = (
-                self._settings.rescue_seconds * random.uniform(0.8, 1.2) if rescued else RETRY_SECONDS
+                self._settings.rescue_seconds * stretched(self.peers) * random.uniform(0.8, 1.2)
+                if rescued
+                else RETRY_SECONDS
             )
             self._next_rescue = now if self._more_to_rescue else now + wait_seconds
         self.ticked(time.monotonic())
@@ -216,7 +229,8 @@ class Heartbeat(Service):
                 more = store.upkeep(connection, step, self._settings.unknown_type_seconds)
 
         if self._did(step, do):
-            self._steps[step] = now + (MORE_SECONDS if more else UPKEEP_SECONDS * random.uniform(0.8, 1.2))
+            pause = UPKEEP_SECONDS * stretched(self.peers) * random.uniform(0.8, 1.2)
+            self._steps[step] = now + (MORE_SECONDS if more else pause)
 
     def _problems(self) -> list[str]:
         return [problem.text for problem in self.duties.problems(time.monotonic())[:MOST_PROBLEMS]]
@@ -234,7 +248,7 @@ class Heartbeat(Service):
         )
         done, failed = self._counts()
         with self._link.connection() as connection:
-            attention, known = store.beat(
+            beat = store.beat(
                 connection,
                 self._worker_id,
                 ids,
@@ -246,8 +260,11 @@ class Heartbeat(Service):
                 self._problems(),
                 running,
             )
-            self._learn(connection)
+        if self.on_asked is not None:
+            self.on_asked(beat.asked)
+        self._see(beat.peers)
         self._on_beat()
+        attention = beat.attention
         lost = {item.id for item in attention if not item.lease_held}
         not_renewed = {item.id for item in attention if not item.renewed}
         cancelled = {item.id for item in attention if item.lease_held and item.cancel_requested}
@@ -262,9 +279,17 @@ class Heartbeat(Service):
         if lost:
             with self._link.connection() as connection:
                 store.withdraw_crashes(connection, list(lost), self._worker_id)
-        if not known and self._registration:
+        if not beat.known and self._registration:
             with self._link.connection() as connection:
                 self.register(connection, *self._registration)
+
+    def _see(self, peers: int) -> None:
+        """When many are gone at once their messages are waiting for us, and not for our turn."""
+        if peers < self.peers / 2:
+            self._next_rescue = min(self._next_rescue, time.monotonic())
+        if stretched(peers) != stretched(self.peers):
+            self.duties.expect("rescue", 1.2 * self._settings.rescue_seconds * stretched(peers))
+        self.peers = peers
 
     def on_stop(self) -> None:
         self._link.close()

@@ -17,6 +17,7 @@ from packhorse.worker.enqueue.encoding import Encoded
 from packhorse.worker.errors import InvalidArgument, StoreRejected
 from packhorse.worker.store import messages as store
 from packhorse.worker.store.options import BULK_KEYS, PER_MESSAGE_KEYS
+from packhorse.worker.store.wakes import Wake, wake_channels
 
 #: What one statement holds at most, and what may be on its way at once: the deadline of a call is for what it
 #: waits for.
@@ -64,10 +65,11 @@ class BulkEnqueue:
         self._now = store.database_now(connection)
         self._plain = (*(str(self._now) if name == "run_at" else store.NULL for name in BULK_KEYS), "pending")
 
-    def insert(self, messages: list[dramatiq.Message[Any]]) -> None:
+    def insert(self, messages: list[dramatiq.Message[Any]], wakes: set[Wake] | None = None) -> None:
         """Insert them in order and wake the workers of their queues.
 
-        Raises InvalidArgument, UnknownQueue, StoreUnavailable; the transaction is then to be rolled back.
+        wakes: takes what is to be published by Redis after the commit; None: nothing is asked. Raises
+        InvalidArgument, UnknownQueue, StoreUnavailable; the transaction is then to be rolled back.
         """
         with ExitStack() as stack:
             pipeline: Any = None
@@ -88,6 +90,8 @@ class BulkEnqueue:
                 self._insert(rows, blocked)
                 parts, size = parts + 1, size + sum(len(row[2]) + len(row[3]) for row in rows)
         store.wake_queues(self._connection, sorted(self._queues))
+        if wakes is not None:
+            wakes |= wake_channels(self._connection, sorted(self._queues))
 
     def _insert(self, rows: list[tuple[str, ...]], blocked: bool) -> None:
         """Later messages of a conversation are blocked behind its first one at once, by a role that may; else

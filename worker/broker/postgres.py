@@ -34,6 +34,7 @@ from packhorse.worker.broker.actor import complete
 from packhorse.worker.broker.bulk import BulkEnqueue, encoded_one_by_one
 from packhorse.worker.broker.emptying import Emptying
 from packhorse.worker.broker.errors import UndeclaredQueue
+from packhorse.worker.broker.waking import Waking
 from packhorse.worker.config import Settings, load_settings
 from packhorse.worker.db.async_connection import AsyncDeadlineConnection, current_async, in_thread
 from packhorse.worker.db.connection import DeadlineConnection
@@ -43,12 +44,14 @@ from packhorse.worker.db.sessions import open_work
 from packhorse.worker.embedded import running_url
 from packhorse.worker.enqueue import capture
 from packhorse.worker.enqueue.encoding import Encoded, Signature, check_actor, encode
+from packhorse.worker.enqueue.insert import insert
 from packhorse.worker.errors import ConfigError, InvalidArgument, StoreRejected, UnknownQueue, WorkerError
 from packhorse.worker.exits import EXIT_USAGE
 from packhorse.worker.observe import tracing
 from packhorse.worker.observe.correlation import inherit
 from packhorse.worker.states import Verb
 from packhorse.worker.store import messages as store
+from packhorse.worker.store.wakes import Wake
 
 DEFAULT_POOL_SIZE = 10
 
@@ -89,6 +92,7 @@ class PostgresBroker(Emptying, Broker):
         self._lock = threading.Lock()
         self._declared: set[str] = set()  # queues known to exist in the database; only grows
         self._signatures: dict[str, Signature] = {}
+        self.waking = Waking()
         self._hooked = -1
         self._hooks: tuple[list[Any], list[Any], list[Any]] = ([], [], [])
         self.steps = BrokerSteps(lambda: self.pool, partial(self.open_connection, "steps"))
@@ -250,11 +254,14 @@ class PostgresBroker(Emptying, Broker):
         if held is not None:
             with held.as_ourselves():
                 return self.enqueue_on(held, message, delay=delay)
+        wakes = self.waking.new(self.settings)
         try:
             with self.pool.connection() as connection:
-                return self._enqueue(connection, message, delay)
+                message_id = self._enqueue(connection, message, delay, wakes)
         except UnknownQueue as error:
             raise UndeclaredQueue.of(error) from error.__cause__
+        self.waking.publish(self.settings, wakes)
+        return message_id
 
     def _handlers_connection(self) -> DeadlineConnection | None:
         """That of the transactional handler in this thread, when it is one to this broker's tables."""
@@ -276,34 +283,21 @@ class PostgresBroker(Emptying, Broker):
         """Enqueue on a given connection, in its transaction; returns the id in message_queue."""
         try:
             with translated():
-                return self._enqueue(connection, message, delay)
+                return self._enqueue(connection, message, delay, connection.wakes)
         except UnknownQueue as error:
             raise UndeclaredQueue.of(error) from error.__cause__
 
     def _enqueue(
-        self, connection: DeadlineConnection, message: dramatiq.Message[Any], delay: int | None
+        self,
+        connection: DeadlineConnection,
+        message: dramatiq.Message[Any],
+        delay: int | None,
+        wakes: set[Wake] | None,
     ) -> int:
         encoded = self.encoded(message, delay)
         if encoded.queue not in self._declared:
             self.ensure_queue(connection, encoded.queue)
-        if not encoded.extra:
-            return store.enqueue_plain(
-                connection,
-                encoded.queue,
-                encoded.message_type,
-                encoded.payload,
-                encoded.options,
-                encoded.priority,
-            )
-        return store.enqueue(
-            connection,
-            encoded.queue,
-            encoded.message_type,
-            encoded.payload,
-            encoded.options,
-            priority=encoded.priority,
-            **encoded.extra,
-        ).id
+        return insert(connection, encoded, wakes)
 
     def encoded(self, message: dramatiq.Message[Any], delay: int | None = None) -> Encoded:
         """Check a message against its actor's signature and turn it into columns."""
@@ -338,15 +332,18 @@ class PostgresBroker(Emptying, Broker):
             capture.active.take(list(encoded_one_by_one(self, messages)))
             return len(messages)
         held = self._handlers_connection()
+        wakes = self.waking.new(self.settings) if held is None else held.wakes
         try:
             with (
                 self.pool.connection() if held is None else nullcontext(held) as connection,
                 connection.as_ourselves(),
                 connection.transaction(),
             ):
-                BulkEnqueue(self, connection).insert(messages)
+                BulkEnqueue(self, connection).insert(messages, wakes)
         except UnknownQueue as error:
             raise UndeclaredQueue.of(error) from error.__cause__
+        if held is None:
+            self.waking.publish(self.settings, wakes)
         return len(messages)
 
     def enqueue_hooks(self) -> tuple[list[Any], list[Any], list[Any]]:

@@ -81,6 +81,9 @@ class DeadlineConnection(psycopg.Connection[Any]):
     #: session_authorization, role, search_path and row_security as they are when nobody has changed them;
     #: None until known.
     home: tuple[str, ...] | None = None
+    #: What enqueues in its transaction want published by Redis after the commit: (channel, queue). None:
+    #: nobody asks.
+    wakes: set[tuple[str, str]] | None = None
     _adapters_at_first: AdaptersMap | None = None
     _own_adapters: AdaptersMap | None = None
     _at_home = False  # in as_ourselves()

@@ -47,7 +47,7 @@ def open_listen(settings: Settings, purpose: str = "listen", *, url: str | None 
     if settings.pooler:
         raise ConfigError(
             [
-                "listen_url: a pooler is in front of database_url; set listen_url to a direct connection, or listen = false"
+                "listen_url: a pooler is in front of database_url; set listen_url to a direct connection, or wakeups = poll"
             ]
         )
     return open_work(settings, purpose, url=url)

@@ -66,10 +66,15 @@ def examine_listen(
     open_listener: Callable[[], DeadlineConnection],
 ) -> Iterator[Finding]:
     """Does a NOTIFY reach the connection that workers would LISTEN on?"""
-    if not settings.listens:
+    if settings.woken_by == "redis" and settings.listen_url is None:
+        yield Finding(
+            "listen", "ok", "not used: idle workers hear of messages by Redis, from Python producers"
+        )
+        return
+    if settings.woken_by == "poll":
         yield Finding("listen", "ok", f"not used: idle workers look every {settings.poll_seconds:g} s")
         return
-    mend = "PACKHORSE_LISTEN_URL with a direct connection, or PACKHORSE_LISTEN=false"
+    mend = "PACKHORSE_LISTEN_URL with a direct connection, or PACKHORSE_WAKEUPS=poll"
     try:
         with closing(open_listener()) as listener, closing(open_connection()) as sender:
             heard = store.listens(listener, sender, uuid.uuid4().hex, NOTIFY_SECONDS)

@@ -136,9 +136,11 @@ EVENTS: dict[str, Event] = {
         "packhorse.enqueue: workers live and none has ever registered this type; said once per process and type.",
     ),
     "redis_unavailable": Event(
-        "warning", ("error_class",), "Redis does not answer; calls fail at once until it does."
+        "warning",
+        ("use", "error_class"),
+        "Redis does not answer. use: results (calls fail at once until it does) or wakeups (workers poll).",
     ),
-    "redis_recovered": Event("info", ("seconds",), "Redis answers again."),
+    "redis_recovered": Event("info", ("use", "seconds"), "Redis answers again."),
     "retry_policy_failed": Event(
         "warning", ("message_id", "actor", "error_class"), "retry_when raised; the usual policy applies."
     ),

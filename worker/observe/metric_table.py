@@ -95,7 +95,7 @@ PROCESS = [
     Definition(
         "listen_connected",
         "gauge",
-        "1 when every process hears NOTIFY; without it messages are found by polling.",
+        "1 when wake-ups reach every process; without them messages are found by polling.",
     ),
     Definition("process_restarts_total", "counter", "Worker processes that were replaced.", ("reason",)),
     Definition("build_info", "gauge", "Always 1; the version is in the label.", ("version",)),

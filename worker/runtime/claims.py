@@ -18,6 +18,7 @@ from math import inf
 from typing import Any
 from uuid import UUID
 
+from packhorse.worker.attempt.heartbeat import stretched
 from packhorse.worker.attempt.messages import ClaimedMessage
 from packhorse.worker.config import Settings
 from packhorse.worker.db.pool import Link
@@ -30,10 +31,12 @@ from packhorse.worker.runtime.meter import Meter
 from packhorse.worker.runtime.pace import Pace
 from packhorse.worker.runtime.pool import HandlerPool
 from packhorse.worker.runtime.successors import Successors
+from packhorse.worker.runtime.wakeups import ALL as ALL_HEAR
 from packhorse.worker.runtime.wakeups import QUIET_SECONDS, Wakeups
 from packhorse.worker.store import messages as store
 
 ISOLATION_POLL_SECONDS = 0.5
+MOST_SILENT_STRETCH = 2.0  # of the time between two looks, where polling alone finds messages
 AGAIN_SECONDS = 0.05  # after a claim that took all there was: what will be due next is still to be asked
 
 
@@ -77,6 +80,9 @@ class Intake:
         self.backlog = False
         self.signalled = True
         self.next_poll = 0.0
+        self.heard_for = (
+            inf  # when to look for a message that all our peers have heard of; set by the listener
+        )
         self.held = 0
         self.done: list[ClaimedMessage] = []
         self._next_due = 0.0  # when the next message will be due, as far as the last claim knew
@@ -97,9 +103,13 @@ class Intake:
 
     def due(self) -> bool:
         """Is there a reason to look for messages now?"""
-        return (
-            self.backlog or self.signalled or self._successors.unasked or time.monotonic() >= self.next_poll
-        )
+        now = time.monotonic()
+        return self.backlog or self.signalled or self._successors.unasked or now >= self.looks_at
+
+    @property
+    def looks_at(self) -> float:
+        """When to look in any case (monotonic)."""
+        return min(self.next_poll, self.heard_for)
 
     def conversation_went_on(self, message: ClaimedMessage) -> None:
         """It has left its conversation, by a statement that did not tell what comes next of these types."""
@@ -123,7 +133,7 @@ class Intake:
         claims = self._claims
         if request.limit and request.look.front:
             # before the claim: what is signalled while it runs may not be in its snapshot
-            self.signalled = False
+            self.signalled, self.heard_for = False, inf
         before = time.monotonic()
         try:
             with claims.link.connection() as connection:
@@ -220,7 +230,7 @@ class Intake:
             claims.look_again()  # all of them: a producer may have committed before it saw the announcement
             self.next_poll = 0.0
         else:
-            self.next_poll = now + poll_seconds * random.uniform(0.75, 1.0)
+            self.next_poll = now + poll_seconds * self._rest(listening) * random.uniform(0.75, 1.0)
             if self._echo:  # a transaction that saw us watch may commit as long afterwards as it has lasted
                 self.next_poll = min(self.next_poll, now + self._echo)
                 self._echo = self._echo * 2 if self._echo < poll_seconds else 0.0
@@ -230,6 +240,13 @@ class Intake:
             if not wakeups.attending:
                 claims.echo(QUIET_SECONDS)
         self.next_poll = min(self.next_poll, self._next_due)
+
+    def _rest(self, listening: bool) -> float:
+        """How many times longer than poll_seconds: many idle processes that could take the same messages look
+        by turns. Where nobody tells them they go on looking often.
+        """
+        most = stretched(self._claims.wakeups.peers())
+        return most if listening else min(most, MOST_SILENT_STRETCH)
 
     def echo(self, seconds: float) -> None:
         """We stopped watching: look again after so many seconds, and later each time."""
@@ -269,7 +286,7 @@ class Claims:
         self.queues = queues
         self.meter = meter
         self.types = sorted({name for kind in kinds for name in kind.types})
-        self.wakeups = Wakeups(link, queues, self.types, lambda: bool(settings.listens), forward)
+        self.wakeups = Wakeups(link, queues, self.types, lambda: settings.woken_by != "poll", forward)
         self.lost = LostClaims(link, worker_id, settings.lease_seconds)
         paces = {
             id(kind.pool): Pace(kind.pool.size, max(settings.batch_size, kind.pool.size)) for kind in kinds
@@ -291,12 +308,23 @@ class Claims:
         return self.intakes[self._next :] + self.intakes[: self._next]
 
     def woken(self, queue: str) -> bool:
-        """The listener heard that a queue has work ("" = any); called by its thread. False: none of ours."""
-        if queue and queue not in self.queues:
+        """The listener heard that a queue has work ("" = any; with ALL: more than those who work on it can
+        take); called by its thread. False: none of ours.
+        """
+        name = queue.removesuffix(ALL_HEAR)
+        if name and name not in self.queues:
             return False
-        if queue:
-            self.wakeups.woken(queue)
-        self.look_again()
+        if not name or name != queue:
+            self.look_again()
+            return True
+        self.wakeups.woken(name)
+        after = self.wakeups.look_after()
+        if not after or any(intake.signalled for intake in self.intakes):
+            self.look_again()
+            return True
+        at = time.monotonic() + after
+        for intake in self.intakes:
+            intake.heard_for = min(intake.heard_for, at)
         return True
 
     def look_again(self) -> None:
@@ -309,9 +337,16 @@ class Claims:
         for intake in self.intakes:
             intake.echo(seconds)
 
-    def heard_by(self, listening: Callable[[], bool]) -> None:
-        """Whether a NOTIFY would reach us now; until this is said, the settings say it."""
-        self.wakeups.listening = listening
+    def heard_by(
+        self,
+        listening: Callable[[], bool],
+        peers: Callable[[], int] = lambda: 1,
+        tell: Callable[[list[str]], None] = lambda queues: None,
+    ) -> None:
+        """Whether a NOTIFY would reach us now; until this is said, the settings say it. peers: processes that
+        could take our messages, we among them. tell: publishes by Redis.
+        """
+        self.wakeups.listening, self.wakeups.peers, self.wakeups.tell = listening, peers, tell
 
     @property
     def attending(self) -> bool:
@@ -331,7 +366,7 @@ class Claims:
     @property
     def next_poll(self) -> float:
         """When the first of them looks in any case (monotonic)."""
-        return min(intake.next_poll for intake in self.intakes)
+        return min(intake.looks_at for intake in self.intakes)
 
     @property
     def next_turn(self) -> float:

@@ -297,6 +297,7 @@ class Fetcher(Service):
             try:
                 with self._link.connection() as connection:
                     store.release(connection, [m.id for m in unstarted], [m.lease_token for m in unstarted])
+                self.claims.wakeups.tell(sorted({m.queue_name for m in unstarted}))
             except StoreError:
                 ready.extendleft(unstarted)
                 raise
@@ -338,7 +339,7 @@ class Fetcher(Service):
         if self._outcomes or any(intake.done for intake in intakes):
             return 0.0
         next_turn = (
-            min([claims.wakeups.next_turn, *[intake.next_poll for intake in could_claim]]) - time.monotonic()
+            min([claims.wakeups.next_turn, *[intake.looks_at for intake in could_claim]]) - time.monotonic()
         )
         busy = [
             intake

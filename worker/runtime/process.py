@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 from packhorse.worker import forks
@@ -29,8 +29,6 @@ from packhorse.worker.calls.registry import default_registry
 from packhorse.worker.config import Settings
 from packhorse.worker.db import schema_version
 from packhorse.worker.db.errors import translated
-from packhorse.worker.db.listen import Listener
-from packhorse.worker.db.sessions import open_listen
 from packhorse.worker.errors import CancelInterrupt, LeaseInterrupt, SchemaMismatch, StoreUnavailable
 from packhorse.worker.exits import EXIT_LEASE_LOST, EXIT_OK, EXIT_RECYCLED, EXIT_REPLACED
 from packhorse.worker.observe.process_stats import (
@@ -53,6 +51,7 @@ from packhorse.worker.runtime.coroutines import CoroutinePool
 from packhorse.worker.runtime.executor import Executor
 from packhorse.worker.runtime.feeder import Feeder
 from packhorse.worker.runtime.fetcher import Fetcher
+from packhorse.worker.runtime.hearing import Hearing
 from packhorse.worker.runtime.hooks import Hooks
 from packhorse.worker.runtime.kinds import kinds_of
 from packhorse.worker.runtime.last_handlers import LastHandlers
@@ -166,7 +165,9 @@ class WorkerProcess:
         self.heartbeat.on_asked = Asked(self.fetcher, self.heartbeat, self.stats, self.id)
         self.timekeeper = Timekeeper(self.pool, self.coroutines, self._on_stuck, self._on_lease_over)
         self.coroutines.on_busy = self.timekeeper.wake  # else it would see a blocked loop half a second late
-        self.listener = self._listener()
+        self.hearing = Hearing(
+            self.broker, str(self.id), self._woken_by(), self.fetcher.on_wake, repeats=not self.isolation
+        )
         self._watch()
         self.exit_code = EXIT_OK
         self._stop = StopRequest()
@@ -188,9 +189,17 @@ class WorkerProcess:
             isolation=self.isolation,
             on_isolated=self._on_isolated,
         )
-        fetcher.claims.heard_by(lambda: self.listener is not None and self.listener.listening)
+        fetcher.claims.heard_by(
+            lambda: self.hearing.listening,
+            lambda: self.heartbeat.peers,
+            lambda queues: self.hearing.tell(queues),
+        )
         self._write_last = partial(write_last, fetcher, self._slot_of)
         return fetcher
+
+    def _woken_by(self) -> Literal["listen", "redis", "poll"]:
+        """How it hears of messages."""
+        return self.settings.woken_by
 
     def _leased(self) -> list[ClaimedMessage]:
         """Whose leases the heartbeat renews."""
@@ -208,22 +217,16 @@ class WorkerProcess:
         self.timekeeper.pool_ticked = partial(stats.tick, "pool")
         self.fetcher.noted = partial(stats.duties.note, "fetcher")
         self.timekeeper.noted = partial(stats.duties.note, "timekeeper")
-        if self.listener is not None:
-            self.listener.noted = partial(stats.duties.note, "listen")
+        if self.hearing.service is not None:
+            self.hearing.service.noted = partial(stats.duties.note, "listen")
 
     def _on_beat(self) -> None:
         """Heartbeat: the database answered."""
         self.stats.states[CONTACT_AT] = time.monotonic()
-        self.stats.states[LISTENING] = self.listener is not None and self.listener.listening
+        self.stats.states[LISTENING] = self.hearing.listening
 
     def _open(self, purpose: str, **options: Any) -> Any:
         return lambda: self.broker.open_connection(purpose, **options)
-
-    def _listener(self) -> Listener | None:
-        settings = self.settings
-        if not settings.listens:
-            return None
-        return Listener(partial(open_listen, settings, url=self.broker.url), self.fetcher.on_wake)
 
     # -- life ---------------------------------------------------------------------------------------
     def stop(self) -> None:
@@ -246,8 +249,7 @@ class WorkerProcess:
         for pool in self._pools:
             pool.start()
         self.fetcher.start()
-        if self.listener:
-            self.listener.start()
+        self.hearing.start()
         forks.contain(self.broker.emit_after, "worker_boot", self)
         self.on_turn()  # hooks may have set signal handlers
         self.stats.states[REGISTERED] = 1.0
@@ -357,9 +359,8 @@ class WorkerProcess:
         self.heartbeat.wait(5)
         default_registry().stop()
         self._deregister()
-        for service in (self.timekeeper, self.listener):
-            if service is not None:
-                service.stop()
+        self.timekeeper.stop()
+        self.hearing.stop()
         self.broker.close()
         logger.info(
             "worker_stopped worker_id=%s drain_seconds=%.2f exit_code=%d",

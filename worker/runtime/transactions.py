@@ -103,6 +103,7 @@ class Transactions:
         """What the handler returns, once it is committed; raises what it raises, LeaseLost, NotCompleted."""
         course = Course(self._broker, message)
         with self._broker.pool.connection() as connection:
+            wakes = connection.wakes = self._broker.waking.new(self._broker.settings)
             try:
                 with translated(), connection.transaction():
                     with sending_on(connection, self._broker.place):
@@ -114,6 +115,7 @@ class Transactions:
                 course.judge(error, connection)
                 raise
             message.move(AttemptStage.COMMITTED)
+        self._broker.waking.publish(self._broker.settings, wakes)
         return result
 
 
@@ -140,7 +142,10 @@ class AsyncTransactions:
             # raises it again, translated
             await in_thread(_give_back, lent, error)
             raise
+        wakes = twin.wakes
         await in_thread(lent.__exit__, None, None, None)
+        if wakes:
+            await in_thread(self._broker.waking.publish, self._broker.settings, wakes)
         return result
 
     async def _call(
@@ -151,6 +156,7 @@ class AsyncTransactions:
         drive: Callable[[Awaitable[Any]], Awaitable[Any]],
     ) -> Any:
         course = Course(self._broker, message)
+        twin.wakes = self._broker.waking.new(self._broker.settings)
         twin.in_hands()
         connection = AsyncDeadlineConnection(twin)
         try:

@@ -6,14 +6,20 @@ there is. From HOT_COUNT notifications in HOT_SECONDS on, one worker of the flee
 every few milliseconds, producers send nothing, and the other workers sleep. It wakes them when more comes
 than it can start, and when it has no thread left for some time it leaves the queue; then producers notify
 again. A worker that is lost is covered by ATTEND_SECONDS.
+
+All sleepers hear of each message, and one is enough. So of many each looks with a chance that makes HEARERS
+of them look at once, and else a little later, the later the more they are: whoever has looked at once may
+have no room. When a worker that watches wants others (hand_over_queues) all of them look.
 """
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable
 from math import inf
 
+from packhorse.worker.attempt.heartbeat import stretched
 from packhorse.worker.db.pool import Link
 from packhorse.worker.store import messages as store
 
@@ -32,6 +38,9 @@ QUIET_SECONDS = 0.06  # nothing came for so long: sleep
 FULL_SECONDS = 0.05  # no thread was free for so long: leave the queues to others
 PRESS_SECONDS = 0.005  # the sleepers are woken at once, and again after 5, 10, 20 ... ms
 PRESS_MOST_SECONDS = 1.0
+HEARERS = 3.0  # so many of those who hear of a message look at once, on average; none with a chance of e^-3
+HEARD_GAP_SECONDS = 0.03  # between two looks of the others, on average
+ALL = "!"  # after the name of a queue: whoever hears it looks at once
 
 
 class Wakeups:
@@ -53,6 +62,9 @@ class Wakeups:
         self._types = types
         self._forward = forward
         self.listening = listening
+        self.peers: Callable[[], int] = lambda: 1  # processes that could take our messages, we among them
+        #: Tells sleepers by Redis what the statement before has notified; nothing where they LISTEN.
+        self.tell: Callable[[list[str]], None] = lambda queues: None
         self._asleep_at = -inf  # when we asked for NOTIFY (monotonic)
         # notifications per queue since _heard_at; written by the listener's thread
         self._heard: dict[str, int] = {}
@@ -69,7 +81,7 @@ class Wakeups:
     # -- asking for NOTIFY -------------------------------------------------------------------------
     def asleep(self) -> bool:
         """Does our request stand?"""
-        return time.monotonic() < self._asleep_at + RENEW_SECONDS
+        return time.monotonic() < self._asleep_at + RENEW_SECONDS * self._stretch
 
     def announce_sleep(self) -> None:
         """Producers shall notify from now on; look once more afterwards: one may have committed before it saw
@@ -77,7 +89,7 @@ class Wakeups:
         """
         now = time.monotonic()
         with self._link.connection() as connection:
-            store.announce_sleep(connection, self._queues, WAKE_SECONDS)
+            store.announce_sleep(connection, self._queues, WAKE_SECONDS * self._stretch)
         self._asleep_at = now
 
     @property
@@ -85,16 +97,21 @@ class Wakeups:
         """When something is to be said again (monotonic): that we sleep, or that others are wanted."""
         if self.attending:
             return min(self._full_at + FULL_SECONDS, max(self._full_at, self._press_at))
-        return self._asleep_at + RENEW_SECONDS if self._asleep_at > -inf else inf
+        return self._asleep_at + RENEW_SECONDS * self._stretch if self._asleep_at > -inf else inf
+
+    @property
+    def _stretch(self) -> float:
+        """Any of us may say that producers shall notify."""
+        return stretched(self.peers())
 
     def renew(self) -> bool:
         """Ask again, when it is time and somebody would hear it. True: the request had lapsed, so look once
         more.
         """
         now = time.monotonic()
-        if self.attending or self._asleep_at == -inf or now < self._asleep_at + RENEW_SECONDS:
+        if self.attending or self._asleep_at == -inf or self.asleep():
             return False
-        lapsed = now >= self._asleep_at + WAKE_SECONDS / 2
+        lapsed = now >= self._asleep_at + WAKE_SECONDS * self._stretch / 2
         self._asleep_at = -inf
         if not self.listening():
             return False
@@ -111,6 +128,13 @@ class Wakeups:
         if count == HOT_COUNT:
             self._hot.add(queue)
 
+    def look_after(self) -> float:
+        """Seconds after which this process looks for the message that it has just heard of."""
+        peers = self.peers()
+        if random.random() * peers < HEARERS:
+            return 0.0
+        return random.uniform(0.0, peers * HEARD_GAP_SECONDS)
+
     def attend(self, *, backlog: bool) -> None:
         """Monitor what is hot, or everything while there is a backlog; goes on with it in time."""
         now = time.monotonic()
@@ -122,6 +146,7 @@ class Wakeups:
                         connection, self.attending, self._types, ATTEND_SECONDS, self._forward
                     )
                 self.attending = [queue for queue in self.attending if queue not in lost]
+                self.tell([queue + ALL for queue in lost])
         hot = (
             self._queues
             if backlog and not self.attending
@@ -165,6 +190,7 @@ class Wakeups:
             return
         with self._link.connection() as connection:
             store.hand_over_queues(connection, self.attending, wake=True, leave=False)
+        self.tell([queue + ALL for queue in self.attending])
         self._pressed_gap = min(PRESS_MOST_SECONDS, self._pressed_gap * 2 or PRESS_SECONDS)
         self._press_at = now + self._pressed_gap
 
@@ -192,4 +218,6 @@ class Wakeups:
         if self.attending:
             with self._link.connection() as connection:
                 store.hand_over_queues(connection, self.attending, wake=wake, leave=True)
+            if wake:
+                self.tell([queue + ALL for queue in self.attending])
         self.attending, self._keep_at, self._full_at = [], inf, inf

@@ -17,11 +17,13 @@ from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.queries import Statement, sql
 from packhorse.worker.records import EnqueueResult, Gate, Hints
 from packhorse.worker.store.options import BULK_KEYS, OPTIONS
+from packhorse.worker.store.wakes import Wake, note
 
-_ENQUEUE = sql("enqueue").format(
-    options=", ".join(f"{option.argument} => {option.expression.format('%s')}" for option in OPTIONS)
-)
+_OPTIONS = ", ".join(f"{option.argument} => {option.expression.format('%s')}" for option in OPTIONS)
+_ENQUEUE = sql("enqueue").format(options=_OPTIONS)
+_ENQUEUE_TELLING = sql("enqueue_telling").format(options=_OPTIONS)
 _ENQUEUE_PLAIN = sql("enqueue_plain")
+_ENQUEUE_PLAIN_TELLING = sql("enqueue_plain_telling")
 _COMPLETE_AND_CLAIM = sql("complete_and_claim")
 
 ClaimRow = tuple[Any, ...]
@@ -29,24 +31,51 @@ NO_HINTS = Hints()
 
 
 def enqueue_plain(
-    connection: DeadlineConnection, queue: str, message_type: str, payload: str, options: str, priority: int
+    connection: DeadlineConnection,
+    queue: str,
+    message_type: str,
+    payload: str,
+    options: str,
+    priority: int,
+    *,
+    wakes: set[Wake] | None = None,
 ) -> int:
-    """Enqueue with nothing but the basics (payload and options as JSON text); returns the id."""
-    row = connection.execute(_ENQUEUE_PLAIN, (queue, message_type, payload, options, priority)).fetchone()
+    """Enqueue with nothing but the basics (payload and options as JSON text); returns the id. wakes: as for
+    enqueue().
+    """
+    given = (queue, message_type, payload, options, priority)
+    if wakes is None:
+        row = connection.execute(_ENQUEUE_PLAIN, given).fetchone()
+    else:
+        row = connection.execute(_ENQUEUE_PLAIN_TELLING, (*given, queue)).fetchone()
+        note(wakes, row[1], queue)  # type: ignore[index]
     return int(row[0])  # type: ignore[index]
 
 
 def enqueue(
-    connection: DeadlineConnection, queue: str, message_type: str, payload: str, options: str, **given: Any
+    connection: DeadlineConnection,
+    queue: str,
+    message_type: str,
+    payload: str,
+    options: str,
+    *,
+    wakes: set[Wake] | None = None,
+    **given: Any,
 ) -> EnqueueResult:
     """Enqueue one message in the connection's transaction.
 
     payload, options: JSON object texts. given: values by the keys of the table of options (options.py).
-    Returns the id, and whether it is that of an older message. Raises InvalidArgument, UnknownQueue. Source:
+    wakes: takes what is to be published by Redis after the commit; None: nothing is asked. Returns the id,
+    and whether it is that of an older message. Raises InvalidArgument, UnknownQueue. Source:
     migrations/functions/enqueue.sql
     """
     values = [given.get(option.key, option.default) for option in OPTIONS]
-    row = connection.execute(_ENQUEUE, (queue, message_type, payload, options, *values)).fetchone()
+    arguments = (queue, message_type, payload, options, *values)
+    if wakes is None:
+        row = connection.execute(_ENQUEUE, arguments).fetchone()
+    else:
+        row = connection.execute(_ENQUEUE_TELLING, (queue, *arguments)).fetchone()
+        note(wakes, row[3], queue)  # type: ignore[index]
     return EnqueueResult(int(row[0]), bool(row[1]), bool(row[2]))  # type: ignore[index]
 
 

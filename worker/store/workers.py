@@ -7,7 +7,7 @@ from uuid import UUID
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.queries import sql
 from packhorse.worker.errors import StoreUnavailable
-from packhorse.worker.records import Attention
+from packhorse.worker.records import Attention, Beat
 from packhorse.worker.store import messages
 from packhorse.worker.store.fleet import read_only
 
@@ -77,18 +77,31 @@ def beat(
     failed: int,
     problems: list[str] | None = None,
     running: int | None = None,
-) -> tuple[list[Attention], bool]:
-    """Extend every held lease by lease_seconds from now (database clock); what needs attention, and whether
-    the process is still known.
+) -> Beat:
+    """Extend every held lease by lease_seconds from now (database clock).
 
     problems: what the process cannot do, for its row in `workers`; at most 20 of 200 characters are kept.
     running: handlers that run now; None: as many as ids.
     """
-    rows = connection.execute(
-        sql("beat_worker"),
-        (worker_id, ids, tokens, lease_seconds, state, done, failed, problems or [], running),
-    ).fetchall()
-    return [Attention(*row) for row in rows if row[0] is not None], all(row[0] is not None for row in rows)
+    given = {
+        "id": worker_id,
+        "ids": ids,
+        "tokens": tokens,
+        "lease": lease_seconds,
+        "state": state,
+        "done": done,
+        "failed": failed,
+        "problems": problems or [],
+        "running": running,
+    }
+    rows = connection.execute(sql("beat_worker"), given).fetchall()
+    asked, peers = rows[0][4:]
+    return Beat(
+        [Attention(*row[:4]) for row in rows if row[0] is not None],
+        known=not any(row[0] is None and row[1] is not None for row in rows),
+        asked=asked,
+        peers=peers,
+    )
 
 
 def asked(connection: DeadlineConnection, worker_id: UUID) -> str | None:

@@ -15,7 +15,7 @@ from dramatiq.results import ResultBackend
 
 from packhorse.worker.broker.backends.rate_limits import PostgresRateLimiterBackend
 from packhorse.worker.broker.backends.results import PostgresResultBackend
-from packhorse.worker.errors import ConfigError
+from packhorse.worker.config_wakeups import no_redis_url
 
 if TYPE_CHECKING:
     from packhorse.worker.broker.postgres import PostgresBroker
@@ -53,5 +53,5 @@ def _redis(name: str, url: str) -> Any:
     module = importlib.import_module(".on_redis", __package__)
     try:
         return getattr(module, name)(url=url)
-    except ValueError as error:  # redis-py refuses the scheme; its text names the schemes, not the URL
-        raise ConfigError([f"redis_url: not a Redis URL (redis://host:6379/0): {error}"]) from error
+    except ValueError as error:
+        raise no_redis_url(error) from error

@@ -26,6 +26,23 @@ select message_id, duplicate, merged from packhorse.enqueue_message(%s, %s, %s::
 -- store for rows.
 select (packhorse.enqueue_message(%s, %s, %s::jsonb, %s::jsonb, %s)).message_id;
 
+-- name: enqueue_telling
+-- The same as enqueue, and the channel on which sleeping workers are to be woken, if any sleep.
+select message_id, duplicate, merged, packhorse.wake_channel(%s)
+from packhorse.enqueue_message(%s, %s, %s::jsonb, %s::jsonb, {options});
+
+-- name: enqueue_plain_telling
+-- The same as enqueue_plain, and that channel.
+select (packhorse.enqueue_message(%s, %s, %s::jsonb, %s::jsonb, %s)).message_id, packhorse.wake_channel(%s);
+
+-- name: wake_channel
+-- The channel on which workers are woken.
+select packhorse.wake_channel();
+
+-- name: wake_channels
+-- That of each of these queues on which somebody sleeps.
+select packhorse.wake_channel(q), q from unnest(%s::text[]) q where packhorse.wake_channel(q) is not null;
+
 -- name: insert_alike
 -- Bulk enqueue of messages that differ in payload and options only.
 select packhorse.enqueue_alike({columns});

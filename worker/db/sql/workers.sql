@@ -12,9 +12,12 @@ select packhorse.asked_of_worker(%s);
 select packhorse.ask_worker(%s, %s, %s, %s);
 
 -- name: beat_worker
--- Extend every held lease; rows need attention.
-select id, lease_held, renewed, cancel_requested
-from packhorse.beat_worker(%s, %s, %s, make_interval(secs => %s), %s, %s, %s, %s::text[], %s);
+-- Extend every held lease; rows need attention, lease_held is null in a row that is for none. And in each row
+-- what operators have asked of its daemon, and how many processes could do its work now.
+select b.id, b.lease_held, b.renewed, b.cancel_requested, f.request, f.peers
+from (select packhorse.asked_of_worker(%(id)s) as request, packhorse.count_peers(%(id)s) as peers) f
+left join packhorse.beat_worker(%(id)s, %(ids)s, %(tokens)s, make_interval(secs => %(lease)s), %(state)s,
+  %(done)s, %(failed)s, %(problems)s::text[], %(running)s) b on true;
 
 -- name: withdraw_crashes
 -- Leases of a process that lives were over: that was no crash.

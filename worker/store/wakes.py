@@ -1,0 +1,27 @@
+"""What is published by Redis to wake sleeping workers (migrations/functions/wakeups.sql)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.queries import sql
+
+#: What a producer publishes after its commit: channel, queue.
+Wake = tuple[str, str]
+
+
+def note(wakes: set[Wake], channel: str | None, queue: str) -> None:
+    """What the statement of an enqueue has answered. channel: None when nobody sleeps."""
+    if channel is not None:
+        wakes.add((channel, queue))
+
+
+def wake_channel(connection: DeadlineConnection) -> str:
+    """The channel on which workers of this schema are woken."""
+    return str(connection.execute(sql("wake_channel")).fetchone()[0])  # type: ignore[index]
+
+
+def wake_channels(connection: DeadlineConnection, queues: Sequence[str]) -> set[Wake]:
+    """What is to be published to wake who sleeps on these queues."""
+    return {(row[0], row[1]) for row in connection.execute(sql("wake_channels"), (list(queues),))}
