@@ -71,7 +71,7 @@ class AmqpProcess(WorkerProcess):
     def _leased(self) -> list[ClaimedMessage]:
         return []  # RabbitMQ says who holds a message
 
-    def _woken_by(self) -> Literal[poll]:
+    def _woken_by(self) -> Literal["poll"]:
         return "poll"  # RabbitMQ pushes; nothing is to be heard from the database
 
     def _attempts_of(self, message: ClaimedMessage, policy: QueuePolicy) -> int:
