@@ -116,6 +116,19 @@ $$;
 comment on function packhorse.count_undeclared_messages(timestamptz, integer) is
   'Pending messages of queues that nobody has declared; bounded work.';
 
+create or replace function packhorse.count_bound(p_table text, p_each integer, p_together integer)
+returns integer
+language sql stable as $$
+-- How many rows of each queue a look at all of them may count: p_each, p_together over all queues, and a
+-- hundred at least. A fifth of that while vacuum has not seen a tenth of the table's pages: then each row
+-- that an index counts is a look at its page, somewhere in the table.
+  select greatest(100, least(p_each, p_together / greatest(1, (select count(*) from packhorse.queues))
+    / case when t.relallvisible::float8 >= t.relpages::float8 * 0.9::float8 then 1 else 5 end))::integer
+  from pg_class t where t.oid = to_regclass(format('packhorse.%I', p_table))::oid;
+$$;
+comment on function packhorse.count_bound(text, integer, integer) is
+  'How many rows of each queue may be counted by a look at all queues.';
+
 create or replace function packhorse.estimated_dead_letters(p_queue text) returns bigint
 language plpgsql volatile as $$
 -- How many dead letters of a queue the planner expects; reads statistics, no rows.

@@ -276,3 +276,19 @@ def test_dead_letters_are_counted_by_queue_up_to_a_limit(any_database: Database)
     any_database.query("analyze dead_letters")
     assert counted(41) == [("default", 10, False), ("gone", 40, False)]
     assert counted(20) == [("default", 10, False), ("gone", 40, True)]
+
+
+def test_less_is_counted_while_vacuum_has_not_seen_the_table(database: Database) -> None:
+    def bound(each: int, together: int) -> int:
+        return database.value("select count_bound('message_queue', %s, %s)", each, together)
+
+    queues = database.value("select count(*) from queues")
+    database.query(
+        "insert into message_queue (queue, message_type) select 'default', 't' from generate_series(1, 1000)"
+    )
+    database.query("analyze message_queue")
+    assert bound(10**6, 10_000 * queues) == 2000, "a fifth"
+    database.query("vacuum message_queue")
+    assert bound(10**6, 10_000 * queues) == 10_000
+    assert bound(500, 10_000 * queues) == 500
+    assert bound(500, 1) == 100, "of each a hundred at least"

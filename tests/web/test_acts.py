@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from html import unescape
 from typing import Any
 from urllib.parse import urlencode
 
@@ -331,10 +332,91 @@ def test_one_letter_is_edited_redriven_purged(database: Database, admin: Browser
 
 
 # -- the rest --------------------------------------------------------------------------------------
+def settings_in(form: str) -> dict[str, str]:
+    """What stands in the form of queue.set."""
+    chosen = {
+        name: (re.findall(r'<option value="(\w*)" selected', options) or [""])[0]
+        for name, options in re.findall(r'<select id="field-(\w+)"[^>]*>(.*?)</select>', form, re.DOTALL)
+    }
+    return {**dict(re.findall(r'name="(\w+)" value="([^"]*)" placeholder', form)), **chosen}
+
+
+#: A good value of each setting, and one that is refused.
+VALUES = {
+    "fair_share": ("true", "maybe"),
+    "max_concurrency": ("7", "0"),
+    "max_concurrency_per_key": ("2", "-1"),
+    "rate_limit": ("100", "many"),
+    "rate_interval": ("1 minute", "fast"),
+    "rate_burst": ("200", "-1"),
+    "rate_limit_per_key": ("10", "0"),
+    "rate_interval_per_key": ("10 seconds", "-5 seconds"),
+    "rate_burst_per_key": ("20", "1.5"),
+    "max_attempts": ("9", "-1"),
+    "crash_limit": ("5", ""),
+    "backoff_initial": ("2 seconds", "soon"),
+    "backoff_multiplier": ("2.5", "0"),
+    "backoff_max": ("1 hour", "0"),
+    "backoff_jitter": ("0.5", "2"),
+    "on_dead": ("block", "release"),
+    "failure_breaker": ("5", "-1"),
+    "forward": ("amqp", "kafka"),
+    "keep_done": ("3 days", "-1 days"),
+}
+
+
+def test_the_form_has_every_setting_of_a_queue(database: Database, operator: Browser) -> None:
+    known = database.value(
+        "select regexp_replace(substring(prosrc from 'array\\[([^]]+)\\]'), '[\\s'']', '', 'g') from pg_proc where proname = 'check_queue_settings'"
+    ).split(",")
+    assert list(settings_in(operator.get("/acts/queue.set?queue=default").text)) and set(known) == set(VALUES)
+    assert set(settings_in(operator.get("/acts/queue.set?queue=default").text)) == set(known)
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_a_setting_is_shown_changed_and_kept(database: Database, operator: Browser, name: str) -> None:
+    wanted = VALUES[name][0]
+    fields = {**settings_in(operator.get("/acts/queue.set?queue=default").text), name: wanted}
+    shown = do(operator, "queue.set", {"queue": "default"}, step="preview", **fields).text
+    assert re.findall(r'class="added">\+([^<\n]*)', shown) == [f"{name}: {wanted}"]
+    assert f"{name}={wanted}" in unescape(shown).replace("'", ""), "the command line does the same"
+    assert do(operator, "queue.set", {"queue": "default"}, reason="load", **fields).status_code == 303
+    assert recorded(database, "set_queue")[-1][:2] == ("olu", "load")
+    again = operator.get("/acts/queue.set?queue=default").text
+    nothing = do(operator, "queue.set", {"queue": "default"}, step="preview", **settings_in(again)).text
+    assert "Nothing is changed." in nothing
+    assert settings_in(again)[name] == database.value(
+        f"select {name}::text from queues where name = 'default'"
+    )
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_a_bad_setting_is_told_at_its_field_and_changes_nothing(
+    database: Database, operator: Browser, name: str
+) -> None:
+    before = database.query("select * from queues where name = 'default'")
+    bad = VALUES[name][1]
+    fields = {
+        **settings_in(operator.get("/acts/queue.set?queue=default").text),
+        "max_attempts": "8",
+        name: bad,
+    }
+    wrong = do(operator, "queue.set", {"queue": "default"}, reason="load", **fields)
+    assert wrong.status_code == 400
+    assert len(re.findall('aria-invalid="true"', wrong.text)) == 1
+    at = re.search(rf'id="field-{name}"[^>]*aria-invalid="true".*?</div>', wrong.text, re.DOTALL)
+    assert at and f'role="alert">{name}: ' in at[0], wrong.text
+    others = {other: text for other, text in settings_in(wrong.text).items() if other != name}
+    assert others == {other: text for other, text in fields.items() if other != name}, (
+        "what was written stays"
+    )
+    assert database.query("select * from queues where name = 'default'") == before
+
+
 def test_settings_of_a_queue_show_the_difference_first(database: Database, operator: Browser) -> None:
     form = operator.get("/acts/queue.set?queue=default").text
     assert 'name="max_attempts" value="' in form
-    fields = dict(re.findall(r'name="(\w+)" value="([^"]*)" placeholder', form))
+    fields = settings_in(form)
     shown = do(
         operator, "queue.set", {"queue": "default"}, step="preview", **{**fields, "max_concurrency": "7"}
     )

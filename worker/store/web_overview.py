@@ -22,9 +22,10 @@ CHECKS = (
     "processing_latency",
     "stale_locks",
 )
-#: Counts of a queue are exact up to there; of a day of the archive so many blocks are read, of 20 messages
+#: Counts of a queue are exact up to there, of all queues together up to MOST_COUNTED_TOGETHER (see
+#: count_bound()); of a day of the archive so many blocks are read, of 20 messages
 #: or so.
-MOST_COUNTED, MOST_BLOCKS, MOST_BLOCKS_OF_CHECKS = 2000, 500, 250
+MOST_COUNTED, MOST_COUNTED_TOGETHER, MOST_BLOCKS, MOST_BLOCKS_OF_CHECKS = 2000, 20_000, 500, 250
 
 
 def recent_ends(connection: DeadlineConnection) -> list[Row]:
@@ -40,7 +41,7 @@ def check(connection: DeadlineConnection, name: str) -> Row:
     """One of CHECKS: status (ok, warn, fail, absent), summary, details; with smaller bounds than
     `packhorse health` has, so that the overview costs little.
     """
-    bounds = {"limit": MOST_COUNTED, "blocks": MOST_BLOCKS_OF_CHECKS}
+    bounds = {"limit": MOST_COUNTED, "total": MOST_COUNTED_TOGETHER, "blocks": MOST_BLOCKS_OF_CHECKS}
     return rows(connection, f"web_check_{name}", bounds)[0]
 
 

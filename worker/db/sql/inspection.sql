@@ -1,9 +1,7 @@
 -- name: inspect_dead_by_queue
--- Dead letters by queue: at most so many of each are counted, and of all together, of each a hundred at
--- least.
+-- Dead letters by queue: at most so many of each are counted, and of all together.
 select d.queue, d.messages, d.estimated
-from packhorse.count_dead_letters(greatest(100, least(%(limit)s,
-  %(total)s / greatest(1, (select count(*) from packhorse.queues))))::integer) d;
+from packhorse.count_dead_letters(packhorse.count_bound('dead_letters', %(limit)s, %(total)s)) d;
 
 -- name: inspect_queues
 -- Settings of all queues, for people.

@@ -1,9 +1,7 @@
 -- name: top_queues
 -- Live messages by queue and state, bounded per queue and for all together; ages by the database's clock.
 -- Queues that nobody has declared, too. estimates: the states whose number is the planner's.
-with bound as (
-  select greatest(100, least(%(limit)s,
-    %(total)s / greatest(1, (select count(*) from packhorse.queues))))::integer as of_each)
+with bound as (select packhorse.count_bound('message_queue', %(limit)s, %(total)s) as of_each)
 select c.queue, q.paused_at is not null as paused, max(c.messages) filter (where c.state = 'pending') as due,
   max(c.messages) filter (where c.state = 'delayed') as delayed,
   max(c.messages) filter (where c.state = 'running') as running,

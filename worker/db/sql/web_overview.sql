@@ -24,7 +24,8 @@ from grouped g cross join span s cross join minutes m order by g.queue nulls fir
 -- name: web_check_queue_health
 -- The checks of the overview, each with smaller bounds than that of `packhorse health`: exact up to so many
 -- messages of a queue.
-select c.status, c.summary, c.details from packhorse.health_queue_health(p_limit => %(limit)s) c;
+select c.status, c.summary, c.details from packhorse.health_queue_health(
+  p_limit => packhorse.count_bound('message_queue', %(limit)s, %(total)s)) c;
 
 -- name: web_check_dead_letters
 -- Messages given up lately.

@@ -10,16 +10,16 @@ from typing import Any
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.errors import InvalidArgument, StoreRejected
 from packhorse.worker.ops import retries
-from packhorse.worker.store import operations
+from packhorse.worker.store import inspection, operations
 from packhorse.worker.web.access import Role
 from packhorse.worker.web.forms import ActForm, FormField, Place, Preview, Submission
 
 QUEUE = FormField("queue", "Queue", required=True, target=True)
 
-#: Setting -> what it is called, and what helps to write it. Each may be `none` where no limit makes sense;
-#: the database checks them.
-SETTINGS = {
-    "fair_share": ("Tenants take turns", "true or false"),
+#: Setting -> what it is called, and what helps to write it, or what it may be. Each may be `none` where no
+#: limit makes sense; the database checks them.
+SETTINGS: Mapping[str, tuple[str, str | Mapping[str, str]]] = {
+    "fair_share": ("Tenants take turns", {"false": "no", "true": "yes: by fairness key, or by key"}),
     "max_concurrency": ("At once, in the fleet", "empty: no limit"),
     "max_concurrency_per_key": ("At once per concurrency key", "empty: no limit"),
     "rate_limit": ("Starts per interval", "empty: no limit"),
@@ -34,11 +34,24 @@ SETTINGS = {
     "backoff_multiplier": ("Times", ""),
     "backoff_max": ("Longest wait", "1 hour"),
     "backoff_jitter": ("Jitter", "0 to 1"),
-    "on_dead": ("A dead letter of a conversation", "release or block"),
+    "on_dead": (
+        "A dead letter of a conversation",
+        {"skip": "skip: the conversation goes on", "block": "block: it waits until somebody acts"},
+    ),
     "failure_breaker": ("Failure breaker", "after so many failures of one cause; empty: none"),
-    "forward": ("Forwarded to", "amqp: a relay publishes its messages to RabbitMQ; empty: workers run them"),
+    "forward": (
+        "Forwarded to",
+        {"": "nobody: workers run its messages", "amqp": "amqp: a relay publishes them to RabbitMQ"},
+    ),
     "keep_done": ("Done messages are kept", "7 days, 0"),
 }
+
+
+def _field(name: str) -> FormField:
+    label, help = SETTINGS[name]
+    if isinstance(help, str):
+        return FormField(name, label, hint=help)
+    return FormField(name, label, "choice", choices=help)
 
 
 def at_queue(given: Submission) -> Place:
@@ -96,14 +109,8 @@ def _set_preview(connection: DeadlineConnection, given: Submission) -> Preview:
     ]
     warnings = []
     limit = changes.get("max_concurrency")
-    running = next(
-        (
-            int(row["running"])
-            for row in operations.queue_health(connection)
-            if row["queue"] == given["queue"]
-        ),
-        0,
-    )
+    depths = inspection.depths(connection) if isinstance(limit, int) else []
+    running = next((int(row["running"]) for row in depths if row["queue"] == given["queue"]), 0)
     if isinstance(limit, int) and running > limit:
         warnings.append(f"{running} run now: they go on, and no other starts until fewer than {limit} do.")
     if changes:
@@ -183,7 +190,7 @@ QUEUE_ACTS = (
         Role.OPERATOR,
         "Change settings",
         "Limits, retries and keeping; they work within seconds, without a restart. An empty field means none.",
-        (QUEUE, *(FormField(name, label, "text", hint=hint) for name, (label, hint) in SETTINGS.items())),
+        (QUEUE, *map(_field, SETTINGS)),
         _set_words,
         at_queue,
         run=_set,
