@@ -93,6 +93,8 @@ def fill(url: str, rows: Rows) -> None:
         connection.execute("select setval('packhorse.message_queue_id_seq', %s)", (rows.last + 1000,))
         with ThreadPoolExecutor(2) as two:
             list(two.map(lambda part: part(url, rows), (_fill_archive, _fill_others)))
+        # now that no transaction is older than the rows
+        connection.execute("vacuum (analyze) packhorse.message_queue, packhorse.dead_letters")
         connection.execute("alter system reset max_wal_size")
         connection.execute("select pg_reload_conf()")
         connection.execute("checkpoint")
@@ -130,4 +132,3 @@ def _fill_others(url: str, rows: Rows) -> None:
         connection.execute("set synchronous_commit = off")
         connection.execute(FILL_DEAD, {"dead": rows.dead})
         connection.execute(FILL_LIVE, {"live": rows.live, "last": rows.last})
-        connection.execute("vacuum (analyze) packhorse.message_queue, packhorse.dead_letters")

@@ -100,6 +100,54 @@ def test_several_databases_have_names_in_their_paths(database, server, open_page
         other.drop()
 
 
+@pytest.fixture
+def shop_and_mail(database, server, open_page, tmp_path, monkeypatch):
+    """A page of two databases with one packhorse.toml, and the second of them."""
+    toml = tmp_path / "packhorse.toml"
+    toml.write_text(
+        '[retention.orders]\ntable = "public.orders"\ncolumn = "done_at"\nkeep = "7d"\n'
+        f'[web_databases]\nshop = "{database.url}"\n'
+    )
+    monkeypatch.setenv("PACKHORSE_CONFIG", str(toml))
+    other = server.create_database()
+    yield open_page(database, web_databases={"shop": database.url, "mail": other.url}), other
+    other.drop()
+
+
+def test_several_databases_share_one_file_and_their_maintenance_says_so(database, open_page, shop_and_mail):
+    browser = shop_and_mail[0].browser()
+    for name in ("shop", "mail"):
+        html = browser.get(f"/{name}/maintenance").text
+        assert "deletes where done_at is older than 7 days" in html, "what it does is said from the file"
+        assert "not planned by a scheduler" in html
+        assert (
+            f"which all of its databases share: shop, mail. A scheduler of {name} with another file" in html
+        )
+    alone = open_page(database).browser().get("/maintenance").text
+    assert "which all of its databases share" not in alone and "deletes where done_at" in alone
+    shop_and_mail[0].close()
+
+
+def test_of_several_databases_tokens_are_those_of_the_first_and_acts_those_of_each(database, shop_and_mail):
+    page, other = shop_and_mail
+    browser = page.browser(page.token("operator", "olu"))
+    answer = browser.post(
+        "/mail/acts/queue.pause",
+        {"queue": "default", "step": "do", "reason": "a look"},
+        form_on="/mail/acts/queue.pause?queue=default",
+    )
+    assert answer.status_code == 303 and answer.headers["location"].startswith("/mail/queues/default")
+    paused = "select paused_by from queues where name = 'default'"
+    audit = "select action, operator, reason from operator_actions where action = 'pause_queue'"
+    with other.session() as connection:
+        assert connection.execute(paused).fetchone() == ("olu",)
+        assert connection.execute(audit).fetchall() == [("pause_queue", "olu", "a look")]
+    assert database.query(paused) == [(None,)] and database.query(audit) == []
+    assert browser.get("/mail/acts/queue.delete?queue=default").status_code == 403, "an operator here as well"
+    assert "a look" in browser.get("/mail/audit").text and "a look" not in browser.get("/shop/audit").text
+    page.close()
+
+
 def test_a_number_in_the_address_that_is_none_is_an_error_that_names_it(page):
     from packhorse.worker.errors import InvalidArgument
     from packhorse.worker.web.access import Role, Visitor

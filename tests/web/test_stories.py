@@ -315,6 +315,36 @@ def test_a_backfill_is_checked_started_paused_and_taken_back(
     assert database.value(state) == "rolled_back"
 
 
+def test_a_queue_lets_tenants_take_turns_and_a_bad_limit_is_told_at_its_field(
+    database: Database, people: Callable[..., Person]
+) -> None:
+    olu = people("operator")
+    olu.go("/queues/default")
+    olu.sees("are not told apart")
+    olu.click("Change settings")
+    limit = olu.tab.get_by_label("Starts per interval and concurrency key")
+    limit.fill("0")
+    olu.tab.get_by_label("Tenants take turns").select_option("true")
+    olu.tab.get_by_label("Why").fill("one customer fills it")
+    olu.click("Preview", "button")
+    olu.sees("+rate_limit_per_key: 0")
+    olu.click("Change settings", "button")
+    olu.sees("rate_limit_per_key: 0 is out of range")
+    assert olu.tab.locator("[aria-invalid=true]").get_attribute("name") == "rate_limit_per_key"
+    assert olu.violations() == []
+    assert database.query("select fair_share from queues where name = 'default'") == [(False,)]
+    limit.fill("10")
+    olu.tab.get_by_label("The interval of a key").fill("1 minute")
+    olu.click("Preview", "button")
+    olu.sees("+rate_interval_per_key: 1 minute")
+    olu.sees("packhorse queue set default fair_share=true")
+    olu.click("Change settings", "button")
+    olu.sees("take turns (fair share)")
+    olu.sees("10 starts per 00:01:00")
+    assert [row[:3] for row in acted(database)] == [("set_queue", "olu", "one customer fills it")]
+    olu.complaints = [said for said in olu.complaints if "400" not in said]  # the refusal, as it should be
+
+
 def test_an_operator_is_refused_what_cannot_be_taken_back(
     database: Database, people: Callable[..., Person]
 ) -> None:
