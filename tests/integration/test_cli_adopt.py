@@ -11,6 +11,7 @@ import pytest
 
 from packhorse.worker.db import migration_files
 from packhorse.worker.exits import EXIT_FAILED, EXIT_OK, EXIT_USAGE
+from tests.sql.platform.test_adopt_tables import theirs
 from tests.support import old_queue
 from tests.support.cli import Cli
 from tests.support.waiting import wait_until
@@ -49,6 +50,32 @@ def test_the_queue_of_another_system_is_adopted_with_the_platform(cli, old):
     assert done.code == EXIT_OK, done.err
     assert old.value("select count(*) from packhorse.packhorse_migrations where name like 'platform/%'") > 0
     assert old.value("select count(*) from packhorse.message_queue") == 12
+    assert "adopted without" not in done.out, "no table of the platform stood there"
+
+
+@pytest.mark.parametrize("command", [("adopt", "--yes"), ("up",)])
+def test_who_adopts_tables_of_the_platform_hears_what_they_lack_and_how_to_add_it(cli, old, command):
+    old_queue.fill(old, 1)
+    old.query(theirs("companies"))
+    old.query(theirs("clients"))
+    document = cli("migrate", *command, "--with", "platform", "--json").document
+    told = {row["text"].split()[0]: row for row in document["lacking"]}
+    assert set(told) == {"clients", "companies"}
+    assert "clients_company_id_fkey" in told["clients"]["text"]
+    for row in told.values():
+        for statement in row["repair"].split(";"):
+            if statement.strip():
+                old.query(statement)
+    again = cli("migrate", *command, "--with", "platform", "--json").document
+    assert again["lacking"] == [], "said once, by the run that adopts"
+
+
+def test_people_read_what_adopted_tables_lack_as_sentences(cli, old):
+    old.query(theirs("clients"))
+    old.query(theirs("companies"))
+    told = cli("migrate", "up", "--with", "platform").out
+    assert "clients was adopted without clients_company_id_fkey" in told
+    assert "  -> alter table clients add constraint clients_company_id_fkey FOREIGN KEY" in told
 
 
 def test_a_dry_run_tells_people_and_scripts_and_the_command_asks_first(cli, old):

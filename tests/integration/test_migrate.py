@@ -29,7 +29,7 @@ def test_up_applies_everything_once_and_status_and_check_agree(cli):
     assert {row["state"] for row in cli("migrate", "status", "--json").document} == {"pending"}
     first = cli("migrate", "up")
     assert first.code == EXIT_OK and first.out.splitlines() == [f"applied {name}" for name in NAMES]
-    assert cli("migrate", "up", "--json").document == {"applied": []}
+    assert cli("migrate", "up", "--json").document["applied"] == []
     assert [(row["name"], row["state"]) for row in cli("migrate", "status", "--json").document] == [
         (name, "applied") for name in NAMES
     ]
@@ -117,7 +117,7 @@ def test_down_wants_a_yes_and_takes_back_one_at_a_time_to_an_empty_database_and_
     assert cli("migrate", "down", "--yes").out == "nothing is applied\n"
     left = "select count(*) from pg_class where relnamespace = 'packhorse'::regnamespace and relname <> 'packhorse_migrations' and relkind in ('r', 'p', 'v')"
     assert any_empty_database.value(left) == 0
-    assert cli("migrate", "up", "--json").document == {"applied": NAMES}
+    assert cli("migrate", "up", "--json").document["applied"] == NAMES
 
 
 def test_the_sql_of_all_migrations_makes_the_same_schema_by_other_means(cli, any_empty_database, tmp_path):
@@ -126,7 +126,7 @@ def test_the_sql_of_all_migrations_makes_the_same_schema_by_other_means(cli, any
     with any_empty_database.connect(admin=True) as connection:
         connection.execute(script.out.encode())
     assert cli("migrate", "check").code == EXIT_OK
-    assert cli("migrate", "up", "--json").document == {"applied": []}
+    assert cli("migrate", "up", "--json").document["applied"] == []
 
 
 def test_a_schema_of_its_own_is_made_and_used(cli, any_empty_database):

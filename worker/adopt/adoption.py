@@ -16,6 +16,8 @@ from packhorse.worker.adopt.plan import SOURCE, ImportPlan, survey
 from packhorse.worker.db import migrate, schema_version
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.errors import translated
+from packhorse.worker.doctor.adopted import examine_newly_adopted
+from packhorse.worker.doctor.findings import Finding
 from packhorse.worker.errors import AdoptionRefused
 from packhorse.worker.store import adoption as store
 
@@ -35,10 +37,13 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Adopted:
-    """What was done. applied: migrations that ran; account: of the old table's rows."""
+    """What was done. applied: migrations that ran; account: of the old table's rows; lacking: checks and keys
+    that tables of the platform, which these migrations have adopted, do not have.
+    """
 
     applied: tuple[str, ...]
     account: dict[str, int]
+    lacking: tuple[Finding, ...] = ()
 
 
 def look(connection: DeadlineConnection, order: Order) -> ImportPlan:
@@ -72,7 +77,7 @@ def adopt(
         account = import_rows(
             connection, plan.legacy, plan.mapping, batch=order.batch, first=begun, report=report
         )
-    return Adopted(applied, account)
+    return Adopted(applied, account, tuple(examine_newly_adopted(connection, applied)))
 
 
 def _begin(connection: DeadlineConnection, order: Order) -> bool:

@@ -13,6 +13,7 @@ from packhorse.worker.cli.render import print_json, print_rows
 from packhorse.worker.config import load_settings
 from packhorse.worker.db import migrate, migration_files, schema_version
 from packhorse.worker.db.sessions import names_of
+from packhorse.worker.doctor.adopted import examine_newly_adopted
 from packhorse.worker.errors import SchemaMismatch
 from packhorse.worker.exits import EXIT_OK, EXIT_SCHEMA
 from packhorse.worker.store import installation
@@ -65,10 +66,13 @@ def up(
             sets=wanted,
             again=again,
         )
+        lacking = examine_newly_adopted(connection, done)
     if as_json:
-        print_json({"applied": done})
-    elif not done:
+        print_json({"applied": done, "lacking": migrate_adopt.lacking_rows(lacking)})
+        return EXIT_OK
+    if not done:
         print("up to date")
+    migrate_adopt.show_lacking(lacking)
     return EXIT_OK
 
 

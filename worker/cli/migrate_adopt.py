@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated
 
 import typer
@@ -14,6 +15,7 @@ from packhorse.worker.cli.common import MIGRATE_SECONDS, AsJson, Yes, confirmed,
 from packhorse.worker.cli.errors import usage
 from packhorse.worker.cli.render import clean, print_json, print_rows, progress
 from packhorse.worker.db import migration_files, schema_version
+from packhorse.worker.doctor.findings import Finding
 from packhorse.worker.exits import EXIT_FAILED, EXIT_OK
 from packhorse.worker.records import Row
 
@@ -142,7 +144,7 @@ _FATES = {"pending": "message", "dead": "dead letter", "finished": "nothing; it 
 def _show_done(done: Adopted, as_json: bool) -> None:
     account = done.account
     if as_json:
-        print_json({"applied": list(done.applied), "account": account})
+        print_json({"applied": list(done.applied), "account": account, "lacking": lacking_rows(done.lacking)})
         return
     print(
         f"imported: {account['rows']} rows = {account['messages']} messages + {account['dead_letters']} dead letters "
@@ -154,6 +156,19 @@ def _show_done(done: Adopted, as_json: bool) -> None:
         )
         + (f" + {account['later']} that came meanwhile: run it again" if account["later"] else "")
     )
+    show_lacking(done.lacking)
+
+
+def lacking_rows(lacking: Iterable[Finding]) -> list[Row]:
+    """For scripts: what adopted tables do not have, and the statements that add it."""
+    return [{"text": finding.text, "repair": finding.repair} for finding in lacking]
+
+
+def show_lacking(lacking: Iterable[Finding]) -> None:
+    """The same for people."""
+    for finding in lacking:
+        print(f"{clean(finding.text)}; who wants it adds it while others work:")
+        print(f"  -> {clean(finding.repair or '')}")
 
 
 def _fields(plan: ImportPlan) -> dict[str, str]:

@@ -10,9 +10,13 @@ from collections.abc import Iterable
 from itertools import groupby
 
 from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.errors import translated
 from packhorse.worker.doctor.findings import Finding
 from packhorse.worker.doctor.snapshot import read
 from packhorse.worker.store import doctor as store
+
+#: The migration that adopts what stands there already.
+ADOPTING = "platform/0001"
 
 
 def examine_adopted(connection: DeadlineConnection, sets: Iterable[str]) -> list[Finding]:
@@ -38,6 +42,14 @@ def examine_adopted(connection: DeadlineConnection, sets: Iterable[str]) -> list
         for table, group in groupby(lacking, key=lambda row: row[0])
         if (rows := list(group)) and (mend := " ".join(_statement(*row) for row in rows))
     ]
+
+
+def examine_newly_adopted(connection: DeadlineConnection, applied: Iterable[str]) -> list[Finding]:
+    """The same, when the migration that adopts tables is one of `applied`, names of those that just ran."""
+    if not any(name.startswith(ADOPTING) for name in applied):
+        return []
+    with translated():
+        return examine_adopted(connection, ["platform"])
 
 
 def _text(definition: str) -> str:

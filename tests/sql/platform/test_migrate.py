@@ -199,7 +199,7 @@ def test_the_command_line_adds_the_platform_and_reports_it(tmp_path: Path, datab
     ]
     assert cli("migrate", "down", "--yes", "--json").document == {"taken_back": NUMBERED[-1]}
     assert cli("queue", "list").code == EXIT_SCHEMA
-    assert cli("migrate", "up", "--json").document == {"applied": [NUMBERED[-1], *FUNCTIONS]}
+    assert cli("migrate", "up", "--json").document["applied"] == [NUMBERED[-1], *FUNCTIONS]
     assert cli("queue", "list").code == EXIT_OK
 
 
