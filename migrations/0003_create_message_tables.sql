@@ -219,12 +219,14 @@ where message_id is not null;
 comment on table packhorse.operator_actions is
   'Who did what, when and why: cancel, redrive, edit, purge, pause (SPEC Q4).';
 
--- A key on the ring whose turn it is: its turn_key, one priority of it, and how many may start (null: no
--- limit).
+-- A key on the ring whose turn it is: its turn_key, one priority of it, how many may start (null: no limit),
+-- and the first message there with its time (id null: it has been looked at).
 create type packhorse.turn as (
   key      text,
   priority integer,
-  room     integer
+  room     integer,
+  run_at   timestamptz,
+  id       bigint
 );
 
 -- A message as a claim gives it out.

@@ -74,15 +74,15 @@ language plpgsql set enable_bitmapscan = off set enable_sort = off set enable_in
 -- p_from: the key behind which the claim began; p_lap: 0, 1 once the end of the ring is behind it, 2: all has
 -- been walked. keyless: it is the turn of the messages without a key. key, priority: where to go on.
 begin
-  with recursive walk (place, lap, key, priority, run_at, room, found) as (
-    select 0, p_lap, p_key collate "C", p_priority, null::timestamptz, null::integer, 0
+  with recursive walk (place, lap, key, priority, run_at, room, id, found) as (
+    select 0, p_lap, p_key collate "C", p_priority, null::timestamptz, null::integer, null::bigint, 0
     union all
     select w.place + 1, w.lap + case when f.turn_key is null then 1 else 0 end, coalesce(f.turn_key, ''),
-      coalesce(f.priority, 0), f.run_at, a.room,
+      coalesce(f.priority, 0), f.run_at, a.room, f.id,
       w.found + case when packhorse.is_due(f.run_at, p_now) and coalesce(a.room, 1) > 0 then 1 else 0 end
     from walk w
     left join lateral (
-      select packhorse.turn_key(m) collate "C" as turn_key, m.priority::integer as priority, m.run_at
+      select packhorse.turn_key(m) collate "C" as turn_key, m.priority::integer as priority, m.run_at, m.id
       from packhorse.message_queue m
       where m.queue = p_queue.name and m.state = 'pending'
         and packhorse.turn_key(m) is not null -- so the index says
@@ -95,7 +95,7 @@ begin
   ), met as (
     select w.*, w.place > 0 and w.lap < 2 and not (w.lap = 1 and w.key > p_from) as inside from walk w
   )
-  select array_agg((w.key, w.priority, w.room)::packhorse.turn order by w.place)
+  select array_agg((w.key, w.priority, w.room, w.run_at, w.id)::packhorse.turn order by w.place)
       filter (where w.inside and packhorse.is_due(w.run_at, p_now) and coalesce(w.room, 1) > 0),
     coalesce(bool_or(w.inside and w.key = ''), false),
     (array_agg(w.key order by w.place desc))[1], (array_agg(w.priority order by w.place desc))[1],
@@ -135,25 +135,30 @@ create or replace function packhorse.take_turns(
 )
 language plpgsql set enable_bitmapscan = off as $$
 -- Lock the first messages of each of these keys, so many of each that they are p_limit together: ids with
--- their keys, the first of each key, then the second of each. waiting: those met that wait behind their
--- conversation. turns: what is left, when these are fewer than p_limit: keys that may have more, and further
--- priorities of a key. Under limits per key only the first 300 messages of a tenant are looked at: some of
--- its own keys may be full.
+-- their keys, the first of each, then the second. waiting: those that wait behind their conversation. turns:
+-- what is left when these are fewer: keys that may have more, and further priorities of a key. Under limits
+-- per key only the first 300 messages of a tenant are looked at: some of its own keys may be full.
 declare
-  v_share constant integer
-    := ceil(p_limit::float8 / (select count(distinct t.key) from unnest(p_turns) t)::float8);
+  v_share constant integer := ceil(p_limit::float8 / (select count(distinct t.key) from unnest(p_turns) t));
   v_key_limit constant boolean := packhorse.has_key_limit(p_queue);
   v_full bigint[]; -- places of keys that had as many as their share
 begin
+  -- of a tenant under a limit per key the first message may be one of a full key
+  if cardinality(p_turns) >= p_limit and p_turns[1].id is not null
+      and not (v_key_limit and p_turns[cardinality(p_turns)].key >= 't') then
+    select f.* into ids, keys, waiting, turns
+    from packhorse.take_first_of_each(p_queue, p_turns, p_types, p_held, p_since, p_picked, p_now) f;
+    return;
+  end if;
   select array_agg(c.id order by c.nth, t.place) filter (where c.free),
     array_agg(t.key order by c.nth, t.place) filter (where c.free),
     array_agg(c.id) filter (where not c.free), array_agg(t.place) filter (where c.nth = v_share)
   into ids, keys, waiting, v_full
-  from unnest(p_turns) with ordinality as t (key, priority, room, place)
+  from unnest(p_turns) with ordinality as t (key, priority, room, run_at, id, place)
   left join lateral (
     select b.run_at, b.id from packhorse.message_queue b
     where v_key_limit and t.key >= 't' and b.queue = p_queue.name and b.state = 'pending'
-      and packhorse.turn_key(b) = t.key collate "C" and b.priority = t.priority
+      and b.priority = t.priority and packhorse.turn_key(b) = t.key collate "C"
       and packhorse.is_due(b.run_at, p_now)
     order by b.run_at, b.id offset 300 limit 1) e on true
   cross join lateral (
@@ -164,9 +169,8 @@ begin
       where m.queue = p_queue.name and m.state = 'pending' and packhorse.turn_key(m) = t.key collate "C"
         and m.priority = t.priority
         -- crashes + 0: not the claim index, which a plan made on an empty table takes
-        and not packhorse.runs_apart((m.crashes + 0)::smallint)
-        and packhorse.is_due(m.run_at, p_now)
-        and m.run_at >= coalesce(p_since[t.priority], '-infinity')
+        and not packhorse.runs_apart((m.crashes + 0)::smallint) and packhorse.is_due(m.run_at, p_now)
+        and m.run_at >= greatest(t.run_at, p_since[t.priority]) -- not again over what the walk has passed
         and (m.run_at, m.id) < (coalesce(e.run_at, 'infinity'), coalesce(e.id, 9223372036854775807))
         and packhorse.is_worth_doing(m.expires_at, p_now)
         and packhorse.is_wanted(m.message_type, p_types, p_held)
@@ -179,8 +183,8 @@ begin
   where (p_turns[t.place - 1]).key is distinct from t.key; -- its first priority
   if coalesce(cardinality(ids), 0) < p_limit then
     turns := nullif(array(
-      select (t.key, t.priority, t.room - v_share)::packhorse.turn
-      from unnest(p_turns) with ordinality as t (key, priority, room, place)
+      select (t.key, t.priority, t.room - v_share, t.run_at, null)::packhorse.turn
+      from unnest(p_turns) with ordinality as t (key, priority, room, run_at, id, place)
       where t.place = any (v_full) or (p_turns[t.place - 1]).key = t.key order by t.place), '{}');
   end if;
   if v_key_limit and ids is not null then
@@ -192,13 +196,56 @@ comment on function packhorse.take_turns(packhorse.queues, packhorse.turn[], int
   timestamptz[], text[], bigint[], timestamptz)
   is 'Used by the claim: lock the first messages of each of these keys.';
 
+create or replace function packhorse.take_first_of_each(
+  p_queue packhorse.queues, p_turns packhorse.turn[], p_types text[], p_held text[], p_since timestamptz[],
+  p_picked bigint[], p_now timestamptz,
+  out ids bigint[], out keys text[], out waiting bigint[], out turns packhorse.turn[]
+)
+language plpgsql as $$
+-- take_turns where there are at least as many keys as messages are wanted: the walk has met the first message
+-- of each, and it is locked by its id. turns: keys of which it could not be taken.
+begin
+  with met as (
+    select t.place, t.key, m.id, m.conversation_key is null
+        or not exists (select from packhorse.conversation_holders(m.conversation_key, m.id)) as free
+    from unnest(p_turns) with ordinality as t (key, priority, room, run_at, id, place)
+    join packhorse.message_queue m on m.id = t.id
+    where m.queue = p_queue.name and m.state = 'pending' and packhorse.is_due(m.run_at, p_now)
+      and not packhorse.runs_apart((m.crashes + 0)::smallint)
+      and m.run_at >= coalesce(p_since[t.priority], '-infinity')
+      and packhorse.is_worth_doing(m.expires_at, p_now)
+      and packhorse.is_wanted(m.message_type, p_types, p_held)
+      and (p_turns[t.place - 1]).key is distinct from t.key -- its first priority
+    for update of m skip locked
+  )
+  select array_agg(m.id order by m.place) filter (where m.free),
+    array_agg(m.key order by m.place) filter (where m.free),
+    array_agg(m.id) filter (where not m.free)
+  into ids, keys, waiting from met m;
+  if coalesce(cardinality(ids), 0) < cardinality(p_turns) then
+    turns := nullif(array(
+      select (t.key, t.priority, t.room, t.run_at, null)::packhorse.turn
+      from unnest(p_turns) with ordinality as t (key, priority, room, run_at, id, place)
+      where t.key <> all (coalesce(keys, '{}')) order by t.place), '{}');
+  end if;
+  if packhorse.has_key_limit(p_queue) and ids is not null then
+    ids := packhorse.within_key_room(ids, p_picked, p_queue, p_now);
+  end if;
+end
+$$;
+comment on function packhorse.take_first_of_each(packhorse.queues, packhorse.turn[], text[], text[],
+  timestamptz[], bigint[], timestamptz)
+  is 'Used by the claim: lock the message of each of these keys that the walk has met.';
+
 create or replace function packhorse.look_without_key(
-  p_queue text, p_since timestamptz[], p_ids bigint[], p_limit integer, p_now timestamptz,
-  out ids bigint[], out since timestamptz[], out last_ids bigint[], out seen integer, out whole boolean
+  p_queue text, p_since timestamptz[], p_ids bigint[], p_limit integer, p_looks_at integer,
+  p_now timestamptz, out ids bigint[], out since timestamptz[], out last_ids bigint[], out seen integer,
+  out whole boolean
 )
 language plpgsql set enable_bitmapscan = off as $$
--- The next 300 due messages of the queue, by priority those behind (p_since, p_ids): ids of up to p_limit of
--- them without a key; since, last_ids: where to go on; seen: how many these are; whole: there are no more.
+-- The next p_looks_at due messages of the queue, by priority those behind (p_since, p_ids): ids of up to
+-- p_limit of them without a key; since, last_ids: where to go on; seen: how many these are; whole: there are
+-- no more.
 begin
   with seen as (
     select m.*, count(*) filter (where m.keyless) over (order by m.priority, m.run_at, m.id) as nth
@@ -212,8 +259,8 @@ begin
           and m.priority = level.priority and packhorse.is_due(m.run_at, p_now)
           and (m.run_at, m.id) > (coalesce(p_since[level.priority], '-infinity'),
                                   coalesce(p_ids[level.priority], -9223372036854775808))
-        order by m.run_at, m.id limit 300) n
-      limit 300) m
+        order by m.run_at, m.id limit p_looks_at) n
+      limit p_looks_at) m
   ), kept as (
     select s.* from seen s where s.nth < p_limit or s.nth = p_limit and s.keyless
   ), last as (
@@ -223,13 +270,13 @@ begin
   select (select array_agg(k.id) from kept k where k.keyless),
     array_agg(coalesce(l.run_at, p_since[p.priority]) order by p.priority),
     array_agg(coalesce(l.id, p_ids[p.priority]) order by p.priority),
-    (select count(*) from kept), (select count(*) from seen) < 300 and not exists (
+    (select count(*) from kept), (select count(*) from seen) < p_looks_at and not exists (
       select from seen s where s.nth > p_limit or s.nth = p_limit and not s.keyless)
   into ids, since, last_ids, seen, whole
   from generate_series(1, 10) as p (priority) left join last l on l.priority = p.priority;
 end
 $$;
-comment on function packhorse.look_without_key(text, timestamptz[], bigint[], integer, timestamptz)
+comment on function packhorse.look_without_key(text, timestamptz[], bigint[], integer, integer, timestamptz)
   is 'Used by the claim: the next messages without a key.';
 
 create or replace function packhorse.pick_without_key(
@@ -238,9 +285,10 @@ create or replace function packhorse.pick_without_key(
 )
 language plpgsql as $$
 -- Choose and lock up to p_limit messages without a key. No index has them apart: a session looks at the next
--- 300 messages of the queue, p_looks times at most, and goes on there the next time. Where that took more
--- than one look, or where there was none, it stays at the end for a second before it begins anew: what was
--- handed back, or committed late, stands further in front. whole: it has got to the end.
+-- 300 messages of the queue, p_looks times at most (100 where p_looks is 1: every claim looks, and to walk as
+-- fast as they take is enough), and goes on there the next time. Where that took more than one look, or where
+-- there was none, it stays at the end for a second before it begins anew: what was handed back, or committed
+-- late, stands further in front. whole: it has got to the end.
 declare
   v_name constant text := format('packhorse_queue.keyless_%s', hashtext(p_queue.name) & 2147483647);
   v_noted text[] := string_to_array(nullif(current_setting(v_name, true), ''), '|', '');
@@ -260,8 +308,8 @@ begin
   end if;
   v_noted[6] := nullif(v_noted[6], 'none');
   for v_round in 1..p_looks loop
-    select * into v_look from packhorse.look_without_key(
-      p_queue.name, v_noted[2]::timestamptz[], v_noted[3]::bigint[], p_limit - cardinality(ids), p_now);
+    v_look := packhorse.look_without_key(p_queue.name, v_noted[2]::timestamptz[], v_noted[3]::bigint[],
+      p_limit - cardinality(ids), case when p_looks = 1 then 100 else 300 end, p_now);
     v_noted[2] := v_look.since::text;
     v_noted[3] := v_look.last_ids::text;
     v_seen := v_seen + v_look.seen;
@@ -315,17 +363,17 @@ declare
   v_behind integer := 2000;
   v_whole boolean := true;
 begin
-  select * into v_last from packhorse.last_turn(p_queue.name);
+  v_last := packhorse.last_turn(p_queue.name);
   select null::packhorse.turn[] as turns, v_last.key as key, 32767 as priority, 0 as lap into v_next;
   for v_round in 1..30 loop
     exit when v_want <= 0 or v_next.turns is null and (v_next.lap = 2 or v_steps <= 0);
     if v_next.turns is null then -- a longer stretch where there was little to start
-      select * into v_next from packhorse.next_turns(p_queue, v_last.key, v_next.key, v_next.priority,
+      v_next := packhorse.next_turns(p_queue, v_last.key, v_next.key, v_next.priority,
         v_next.lap, case v_round when 1 then v_want else greatest(v_want, 50) end, v_steps, p_now);
       v_steps := v_steps - v_next.steps;
       if v_next.keyless then
         v_keys := coalesce(cardinality(v_next.turns), 0); -- and one share for those without
-        select * into v_keyless from packhorse.pick_without_key(
+        v_keyless := packhorse.pick_without_key(
           p_queue, (v_want + v_keys) / (v_keys + 1), p_types, p_held, 1, p_now);
         v_ids := v_ids || v_keyless.ids;
         v_want := p_limit - cardinality(v_ids);
@@ -333,7 +381,7 @@ begin
       end if;
       continue when v_next.turns is null or v_want <= 0;
     end if;
-    select * into v_took from packhorse.take_turns(p_queue, v_next.turns,
+    v_took := packhorse.take_turns(p_queue, v_next.turns,
       -- rounds that met nothing but waiting conversations: so few at a time, they hide what stands behind
       case when v_round > 2 and v_ids = '{}' then greatest(v_want, 100) else v_want end,
       p_types, p_held, p_since, v_stuck_keys, v_ids, p_now);
@@ -349,7 +397,7 @@ begin
     end if;
   end loop;
   if v_want > 0 then -- the keys had less than their shares
-    select * into v_keyless from packhorse.pick_without_key(p_queue, v_want, p_types, p_held, 10, p_now);
+    v_keyless := packhorse.pick_without_key(p_queue, v_want, p_types, p_held, 10, p_now);
     v_ids := v_ids || v_keyless.ids;
     v_whole := v_whole and v_keyless.whole;
   end if;
