@@ -45,6 +45,13 @@ def ask(site, *questions):
     return asyncio.run(together())
 
 
+def test_a_question_takes_one_core_and_a_preview_what_the_server_gives(site):
+    cores = "select current_setting('max_parallel_workers_per_gather') || current_setting('transaction_read_only')"
+    assert ask(site, ("cores", 5.0, one, cores))[0] == ["0on"]
+    assert asyncio.run(site.read(one, cores)) == "2on"
+    assert ask(site, ("cores again", 5.0, one, cores))[0] == ["0on"]
+
+
 def test_equal_questions_are_asked_once_and_others_by_themselves(site):
     called = []
 

@@ -157,9 +157,11 @@ class Site:
         return await asyncio.get_running_loop().run_in_executor(self._act_threads, run)
 
     async def read(self, function: Callable[..., T], *args: Any) -> T:
-        """Ask as a question is asked, and keep nothing: previews, fields of forms. Raises StoreError."""
+        """Ask as a question is asked, but on several cores, and keep nothing: previews, fields of forms.
+        Raises StoreError.
+        """
         return await asyncio.get_running_loop().run_in_executor(
-            self._question_threads, partial(self._look, function, *args)
+            self._question_threads, partial(self._look, function, *args, many_cores=True)
         )
 
     async def act_as_owner(self, function: Callable[..., T], *args: Any) -> T:
@@ -222,10 +224,12 @@ class Site:
             self._keep(key, answer)
         return answer
 
-    def _look(self, function: Callable[..., T], *args: Any) -> T:
+    def _look(self, function: Callable[..., T], *args: Any, many_cores: bool = False) -> T:
         """In a thread of ours."""
         with self._questions.connection() as connection:
             connection.execute(sql(self._begin), prepare=False)  # several statements in one round trip
+            if many_cores:
+                connection.execute(sql("web_many_cores"), prepare=False)
             before = connection.executed_total
             try:
                 found = function(connection, *args)

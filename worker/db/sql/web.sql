@@ -16,6 +16,10 @@ set local jit = off;
 set local max_parallel_workers_per_gather = 0;
 set local role packhorse_reader
 
+-- name: web_many_cores
+-- What a person has asked for once, a count before an act, may take as many as the server gives to anybody.
+set local max_parallel_workers_per_gather = default
+
 -- name: create_access_token
 -- A new token; its id.
 select packhorse.create_access_token(%s, %s, %s, %s, %s, %s)::text;
