@@ -331,6 +331,21 @@ def test_one_letter_is_edited_redriven_purged(database: Database, admin: Browser
     assert do(admin, "dead-letter.redrive", {"id": first}).status_code == 404
 
 
+def test_a_preview_that_takes_too_long_says_so_and_what_to_do(
+    database: Database, operator: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the server's clock, which ends each statement of a preview after a second."""
+
+    def slow(connection: Any, *args: Any) -> Any:
+        connection.execute("select pg_sleep(30)")
+
+    monkeypatch.setattr("packhorse.worker.store.dead_letters.count", slow)
+    answer = do(operator, "dead-letters.redrive", {"where": "queue=default"}, step="preview", rate="7")
+    assert answer.status_code == 503
+    assert "It took too long: narrow it, or use the command line, which has no limit" in answer.text
+    assert 'value="7"' in answer.text, "what was written stays"
+
+
 # -- the rest --------------------------------------------------------------------------------------
 def settings_in(form: str) -> dict[str, str]:
     """What stands in the form of queue.set."""

@@ -15,6 +15,7 @@ from typing import Any
 from starlette.responses import Response
 
 from packhorse.worker.errors import InvalidArgument, NotFound, StoreConflict, StoreRejected, StoreUnavailable
+from packhorse.worker.web import reading
 from packhorse.worker.web.access import Role
 from packhorse.worker.web.acts import ACTS
 from packhorse.worker.web.forms import ActForm, Preview, Submission, read_submission
@@ -94,7 +95,7 @@ def _submit(act: ActForm) -> Endpoint:
         except StoreUnavailable as error:
             late = (
                 "It took too long: narrow it, or use the command line, which has no limit"
-                if error.late
+                if error.late or error.sqlstate == reading.TOO_LONG
                 else "The database does not answer"
             )
             return _refused(visit, act, texts, step, f"{late}. {error}", None, 503)

@@ -33,7 +33,7 @@ T = TypeVar("T")
 logger = logging.getLogger("packhorse.web")
 
 #: SQLSTATEs: statement_timeout, lock_timeout.
-_TOO_LONG, _LOCKED = "57014", "55P03"
+TOO_LONG, _LOCKED = "57014", "55P03"
 _AWAY = "the database is away"
 #: Connections of the page to a database: for questions, and for acts.
 QUESTIONS_AT_ONCE, ACTS_AT_ONCE = 4, 4
@@ -202,7 +202,7 @@ class Site:
                 self._question_threads, self._look, function, *args
             )
         except StoreUnavailable as error:
-            if error.sqlstate != _TOO_LONG:
+            if error.sqlstate != TOO_LONG:
                 self._rests_until = time.monotonic() + REST_SECONDS
                 if not self._is_away:
                     self._is_away = True
@@ -321,7 +321,7 @@ class Reader:
 
 def _reason(error: StoreError) -> str:
     """Why there is no newer answer, without what may name hosts and roles; the log has that."""
-    if error.sqlstate == _TOO_LONG:
+    if error.sqlstate == TOO_LONG:
         return "the database took longer than a second"
     if error.sqlstate == _LOCKED:
         return "somebody keeps it locked"
