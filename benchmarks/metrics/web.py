@@ -106,8 +106,8 @@ def viewers(system: Adapter, page: PageProcess, paths: Sequence[str], settings: 
         yield Number("web", f"{who}: cpu of the page", 1, (later[0] - process) / seconds * 100, "%")
         yield Number("web", f"{who}: cpu of its backends", 1, (later[1] - backends) / seconds * 100, "%")
         yield Number("web", f"{who}: refresh p95", 1, percentile(times, 0.95), "ms")
-    # on the overview, which is refreshed every two or three seconds: a tick of all screens may not come at all
-    # while a drain lasts
+    # on the overview, which is refreshed every two or three seconds: a tick of all screens may not come at
+    # all while a drain lasts
     without, beside = web_process.drains(system, page, ["/"], settings.size(web_process.DRAIN_MESSAGES))
     yield Number("web", "drain without viewers", 1, without, "messages/s")
     yield Number("web", f"drain with {VIEWERS} viewers", 1, beside, "messages/s")
