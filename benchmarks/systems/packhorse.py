@@ -112,6 +112,8 @@ class Adapter(PostgresSystem):
             "enqueue/bulk-messages",
             "enqueue/producers16",
             "pickup/polling",
+            "pickup/pooled",
+            "pickup/pooled-redis",
             "producers/rate",
             "producers/trickle",
             "backlog/without",

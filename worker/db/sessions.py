@@ -100,7 +100,9 @@ def _open(settings: Settings, url: str | None, purpose: str, **options: Any) -> 
         raise ConfigError(["database_url: not set; set DATABASE_URL, or run everything with `packhorse up`"])
     given: dict[str, Any] = {
         "names": names_of(settings),
-        "application_name": f"packhorse {purpose}",
+        # behind a pooler one for all: PgBouncer sets the name of who has the connection next, in a
+        # transaction of its own
+        "application_name": "packhorse" if options.get("pooler") else f"packhorse {purpose}",
         "deadline_seconds": settings.call_deadline_seconds,
         "connect_timeout_seconds": settings.connect_timeout_seconds,
     }

@@ -36,7 +36,7 @@ from packhorse.worker.runtime.wakeups import QUIET_SECONDS, Wakeups
 from packhorse.worker.store import messages as store
 
 ISOLATION_POLL_SECONDS = 0.5
-MOST_SILENT_STRETCH = 2.0  # of the time between two looks, where polling alone finds messages
+MOST_SILENT_STRETCH = 2.5  # of the time between two looks, where polling alone finds messages
 AGAIN_SECONDS = 0.05  # after a claim that took all there was: what will be due next is still to be asked
 
 

@@ -38,8 +38,8 @@ QUIET_SECONDS = 0.06  # nothing came for so long: sleep
 FULL_SECONDS = 0.05  # no thread was free for so long: leave the queues to others
 PRESS_SECONDS = 0.005  # the sleepers are woken at once, and again after 5, 10, 20 ... ms
 PRESS_MOST_SECONDS = 1.0
-HEARERS = 3.0  # so many of those who hear of a message look at once, on average; none with a chance of e^-3
-HEARD_GAP_SECONDS = 0.03  # between two looks of the others, on average
+HEARERS = 5.0  # so many of those who hear of a message look at once, on average; none with a chance of e^-5
+HEARD_GAP_SECONDS = 0.1  # between two looks of the others, on average
 ALL = "!"  # after the name of a queue: whoever hears it looks at once
 
 
