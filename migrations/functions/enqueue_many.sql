@@ -51,6 +51,64 @@ $$;
 comment on function packhorse.check_enqueue_element(jsonb, bigint)
   is 'Used by enqueue_messages: is an element an object with known keys?';
 
+create or replace function packhorse.enqueue_plain_messages(p_messages jsonb, p_correlation_id text)
+returns bigint[]
+language plpgsql volatile as $$
+-- Used by enqueue_messages: all of them by one INSERT, their ids in order. Null, and nothing has been done:
+-- something is wrong with one, or it has a dedup_key or a pending_key. More than twice as fast as one by one.
+declare
+  v_plain constant text[] := array['queue', 'message_type', 'payload', 'options', 'priority', 'delay',
+    'run_at', 'max_attempts', 'conversation_key', 'correlation_id', 'trace_context', 'expires_at',
+    'concurrency_key', 'fairness_key'];
+  v_now constant timestamptz := clock_timestamp();
+  v_queues text[];
+  v_ids bigint[];
+begin
+  if exists (select from jsonb_array_elements(p_messages) e
+      where jsonb_typeof(e.value) <> 'object' or e.value - v_plain <> '{}'
+        or e.value @> '{"payload": null}' or e.value @> '{"options": null}') then
+    return null;
+  end if;
+  v_queues := array(select distinct e.value ->> 'queue' from jsonb_array_elements(p_messages) e);
+  if exists (select from unnest(v_queues) as n (name)
+      where not exists (select from packhorse.queue_wakeups w where w.queue = n.name)) then
+    return null;
+  end if;
+  with said as materialized (
+    select e.ordinality as place, r.queue, r.message_type, coalesce(r.payload, '{}') as payload,
+      coalesce(r.options, '{}') as options, coalesce(r.priority, 5) as priority,
+      packhorse.start_time(r.run_at, r.delay, v_now) as run_at, r.max_attempts, r.conversation_key,
+      coalesce(r.correlation_id, p_correlation_id) as correlation_id, r.trace_context, r.expires_at,
+      r.concurrency_key, r.fairness_key
+    from jsonb_array_elements(p_messages) with ordinality e
+    cross join lateral jsonb_to_record(e.value) as r (queue text, message_type text, payload jsonb,
+      options jsonb, priority integer, delay interval, run_at timestamptz, max_attempts integer,
+      conversation_key text, correlation_id text, trace_context text, expires_at timestamptz,
+      concurrency_key text, fairness_key text)
+  ), right_ones as (
+    select bool_and(coalesce(packhorse.is_enqueueable(s.message_type, s.payload, s.options, s.priority,
+      s.run_at, s.max_attempts, s.conversation_key, s.correlation_id, s.trace_context, s.expires_at,
+      s.concurrency_key, s.fairness_key), false)) as all_of_them
+    from said s
+  ), made as (
+    insert into packhorse.message_queue (queue, message_type, payload, options, priority, run_at,
+      max_attempts, conversation_key, correlation_id, trace_context, expires_at, concurrency_key,
+      fairness_key)
+    select s.queue, s.message_type, s.payload, s.options, s.priority, s.run_at, s.max_attempts,
+      s.conversation_key, s.correlation_id, s.trace_context, s.expires_at, s.concurrency_key, s.fairness_key
+    from said s cross join right_ones o where o.all_of_them order by s.place
+    returning id
+  )
+  select array_agg(m.id order by m.id) into v_ids from made m;
+  perform packhorse.wake_queue(n.name) from unnest(v_queues) as n (name) where v_ids is not null;
+  return v_ids;
+exception when data_exception or check_violation then
+  return null;
+end
+$$;
+comment on function packhorse.enqueue_plain_messages(jsonb, text)
+  is 'Used by enqueue_messages: plain messages by one INSERT; null when one of them is not plain, or wrong.';
+
 create or replace function packhorse.enqueue_messages(p_messages jsonb)
 returns table (message_id bigint, duplicate boolean)
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
@@ -69,6 +127,11 @@ declare
 begin
   if p_messages is null or jsonb_typeof(p_messages) <> 'array' then
     perform packhorse.refuse_argument('messages', 'must be a JSON array of objects');
+  elsif jsonb_array_length(p_messages) > 1 then
+    return query select p.id, false from unnest(packhorse.enqueue_plain_messages(p_messages, v_made)) p (id);
+    if found then
+      return;
+    end if;
   end if;
   for v_item, v_position in
     select e.value, e.ordinality from jsonb_array_elements(p_messages) with ordinality e

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from typing import Any
 
 import psycopg
 import pytest
@@ -254,6 +255,57 @@ def test_json_up_to_there_is_taken_and_python_reads_it(sql: Sql, payload: str) -
     assert json.loads(
         sql.value("select payload::text from message_queue where id = %s", message_id)
     ).keys() == {"a"}
+
+
+PLAIN: list[dict[str, Any]] = [
+    {"queue": "q", "message_type": "effect"},
+    {"queue": "q", "message_type": "effect", "priority": None, "conversation_key": None},
+    {"queue": "q", "message_type": "a", "payload": {"n": 12345678901234567890}, "options": {"retries": 1}},
+    {"queue": "other", "message_type": "b", "priority": "7", "max_attempts": 3, "conversation_key": "c"},
+    {"queue": "q", "message_type": "b", "run_at": "2030-01-31T12:00:00Z", "expires_at": "2031-01-01"},
+    {"queue": "q", "message_type": "b", "correlation_id": "x", "trace_context": "t"},
+    {"queue": "q", "message_type": "b", "concurrency_key": "k", "fairness_key": "tenant", "delay": "-1 hour"},
+    {"queue": "q", "message_type": "b", "conversation_key": 5, "correlation_id": ""},
+]
+STORED = """
+select queue, message_type, payload::text, options::text, priority, max_attempts, conversation_key,
+  correlation_id ~ '^.{36}$', trace_context, expires_at, concurrency_key, fairness_key, dedup_key,
+  pending_key, state, round(extract(epoch from run_at - created_at))
+from message_queue where id = any (%s) order by id
+"""
+
+
+def test_plain_messages_in_one_insert_are_stored_as_singly(sql: Sql) -> None:
+    """A dedup_key beside them sends all one by one."""
+    sql.rows("select declare_queue('q'), declare_queue('other')")
+    together = [row[0] for row in sql.rows("select message_id from enqueue_messages(%s)", Jsonb(PLAIN))]
+    with_key = [*PLAIN, {"queue": "q", "message_type": "effect", "dedup_key": "d"}]
+    singly = [row[0] for row in sql.rows("select message_id from enqueue_messages(%s)", Jsonb(with_key))]
+    assert together == sorted(together) and len(together) == len(PLAIN)
+    assert sql.rows(STORED, together) == sql.rows(STORED, singly[:-1])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "column"),
+    [
+        ({"queue": "q", "message_type": "effect", "priority": 11}, "messages[2].priority"),
+        ({"queue": "q", "message_type": "effect", "priority": "x"}, "messages[2].priority"),
+        ({"queue": "q", "message_type": "effect", "payload": [1]}, "messages[2].payload"),
+        ({"queue": "q", "message_type": "effect", "payload": None}, "messages[2].payload"),
+        ({"queue": "q", "message_type": "effect", "options": None}, "messages[2].options"),
+        ({"queue": "q", "message_type": "no type"}, "messages[2].message_type"),
+        ({"queue": "q", "message_type": "effect", "delay": "4000 days"}, "messages[2].delay"),
+        ({"queue": "q", "message_type": "effect", "colour": 1}, "messages[2].colour"),
+        ({"message_type": "effect"}, "messages[2].queue"),
+    ],
+)
+def test_a_wrong_one_among_plain_messages_is_named_and_nothing_is_stored(
+    sql: Sql, wrong: dict[str, Any], column: str
+) -> None:
+    sql.rows("select declare_queue('q')")
+    messages = [{"queue": "q", "message_type": "effect"}, wrong]
+    assert sql.refused("select * from enqueue_messages(%s)", Jsonb(messages))[1] == column
+    assert sql.value("select count(*) from message_queue") == 0
 
 
 def test_an_unknown_queue_is_refused_and_a_near_miss_is_named(sql: Sql) -> None:
