@@ -18,12 +18,13 @@ _numbers = itertools.count(1)
 class Vhost:
     """A virtual host of one test. A URL without credentials means `guest`, who may do everything."""
 
-    at: Node | Cluster
+    node: Node
     name: str
+    cluster: Cluster | None = None  # its URL then has all nodes of it
 
     @property
     def url(self) -> str:
-        return self.at.url(self.name)
+        return (self.cluster or self.node).url(self.name)
 
     def depths(self) -> dict[str, int]:
         """Messages by queue, ready and delivered; without the empty ones."""
@@ -97,6 +98,6 @@ def cluster(running_cluster: Cluster) -> Iterator[Cluster]:
 @pytest.fixture
 def cluster_vhost(cluster: Cluster) -> Iterator[Vhost]:
     """A fresh virtual host of the cluster; its URL names all three nodes."""
-    vhost = Vhost(cluster, f"test{next(_numbers)}")
+    vhost = Vhost(cluster.nodes[0], f"test{next(_numbers)}", cluster)
     cluster.nodes[0].add_vhost(vhost.name)
     yield vhost

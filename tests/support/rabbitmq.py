@@ -162,14 +162,25 @@ class Node:
         """Without credentials a client is `guest`. credentials: `name:word@`."""
         return f"amqp://{credentials}127.0.0.1:{self.port}/{quote(vhost, safe='')}"
 
-    def add_vhost(self, vhost: str, user: str = "guest") -> None:
+    def add_vhost(self, vhost: str) -> None:
         self.do(f'rabbit_vhost:add(<<"{vhost}">>, <<"tests">>)')
+        self.grant(vhost, "guest")
+
+    def grant(self, vhost: str, user: str) -> None:
+        everything = ", ".join(['<<".*">>'] * 3)
         self.do(
-            f'rabbit_auth_backend_internal:set_permissions(<<"{user}">>, <<"{vhost}">>, <<".*">>, <<".*">>, <<".*">>, <<"tests">>)'
+            f'rabbit_auth_backend_internal:set_permissions(<<"{user}">>, <<"{vhost}">>, {everything}, <<"tests">>)'
         )
 
     def delete_vhost(self, vhost: str) -> None:
         self.do(f'rabbit_vhost:delete(<<"{vhost}">>, <<"tests">>)')
+
+    def serves(self, name: str) -> bool:
+        """Is a client connected to it whose connection has a name that begins so?"""
+        return f'<<"{name}' in self.ask(
+            "[rabbit_networking:connection_info(Pid, [client_properties])"
+            " || Pid <- rabbit_networking:connections_local()]"
+        )
 
     def disk_alarm(self, on: bool) -> None:
         """Let the broker believe that its disk is full: it blocks every connection that publishes."""
