@@ -383,3 +383,17 @@ def test_what_ages_and_no_scheduler_deletes_is_said(database, cli):
         "select register_worker(gen_random_uuid(), 'h', 1, '1', '{packhorse}', '{packhorse.maintenance}', 4, interval '20 seconds')"
     )
     assert findings(cli, "retention") == []
+
+
+def test_a_forwarded_queue_without_a_relay_is_a_warning(database, cli):
+    def relays() -> list[tuple[str, str]]:
+        return [(row["status"], row["text"]) for row in findings(cli, "relays")]
+
+    assert relays() == []
+    register = "select register_worker(gen_random_uuid(), 'h', 1, '1', array['default'], '{}', 0, '1 minute', p_forward => 'amqp')"
+    database.query(register)
+    assert [status for status, text in relays() if "nothing to do" in text] == ["ok"]
+    database.query("select set_queue('default', '{\"forward\": \"amqp\"}')")
+    assert relays() == [("ok", "1 forwarded queue(s), 1 relay process(es)")]
+    database.query("delete from workers")
+    assert [status for status, text in relays() if text.startswith("default: forwarded")] == ["warn"]

@@ -72,7 +72,14 @@ class Daemon:
         self.log_path = Path(f"/tmp/packhorse-daemon-{os.getpid()}-{id(self)}.log")
         self._log = self.log_path.open("w")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "packhorse.worker.cli.program", command, actors, *options],
+            [
+                sys.executable,
+                "-m",
+                "packhorse.worker.cli.program",
+                command,
+                *filter(None, [actors]),
+                *options,
+            ],
             env=environment,
             cwd=cwd,
             stdout=self._log,

@@ -121,3 +121,15 @@ def _said(error: BaseException) -> str:
     if isinstance(inner, BaseException):
         return _said(inner)
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def root_of(error: BaseException) -> BaseException:
+    """The last failure of a connection workflow over several hosts: they most often fail alike."""
+    attempts = getattr(error, "exceptions", None)
+    while attempts:
+        error = attempts[-1]
+        attempts = getattr(error, "exceptions", None)
+    inner = getattr(error, "exception", None)
+    while isinstance(inner, BaseException):
+        error, inner = inner, getattr(inner, "exception", None)
+    return error

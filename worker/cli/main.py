@@ -17,6 +17,7 @@ from packhorse.worker.cli import (
     migrate,
     partitions,
     queue,
+    relay,
     schedule,
     scheduler,
     scope,
@@ -35,6 +36,7 @@ from packhorse.worker.cli.group import group
 app = group()
 app.command("up")(up.up)
 app.command("worker")(worker.worker)
+app.command("relay")(relay.relay)
 app.command("scheduler")(scheduler.scheduler)
 app.add_typer(migrate.app, name="migrate")
 app.add_typer(copies.app, name="copy")

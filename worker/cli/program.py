@@ -22,7 +22,7 @@ from packhorse.worker.errors import WorkerError
 from packhorse.worker.exits import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 
 #: Commands that run until they are told to stop; each is a function of that name, in a module of that name.
-DAEMONS = ("worker", "scheduler", "up", "web")
+DAEMONS = ("worker", "relay", "scheduler", "up", "web")
 
 _TYPER_INTERRUPTED = 130
 

@@ -16,6 +16,7 @@ from packhorse.worker.doctor.findings import Finding
 from packhorse.worker.doctor.server import (
     examine_copy,
     examine_partitions,
+    examine_relays,
     examine_retention,
     examine_retries,
     examine_rights,
@@ -84,3 +85,4 @@ def _schema(connection: DeadlineConnection) -> Iterator[Finding]:
     yield from examine_partitions(connection)
     yield from examine_retention(connection)
     yield from examine_retries(connection)
+    yield from examine_relays(connection)

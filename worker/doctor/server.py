@@ -206,6 +206,33 @@ def examine_retries(connection: DeadlineConnection) -> Iterator[Finding]:
     )
 
 
+def examine_relays(connection: DeadlineConnection) -> Iterator[Finding]:
+    """Queues that are forwarded, and the relays that take their messages; nothing where there is neither."""
+    try:
+        with translated():
+            found = store.relays(connection)
+    except StoreError:
+        return  # `schema` has said why
+    if found["unserved"]:
+        yield Finding(
+            "relays",
+            "warn",
+            f"{', '.join(found['unserved'])}: forwarded, and no relay takes it: its messages wait in Postgres",
+            "packhorse relay, or: packhorse queue set QUEUE forward=none",
+        )
+    elif found["relays"] and not found["forwarded"]:
+        yield Finding(
+            "relays",
+            "ok",
+            f"{found['relays']} relay process(es) live and no queue is forwarded: they have nothing to do",
+            "packhorse queue set QUEUE forward=amqp",
+        )
+    elif found["forwarded"]:
+        yield Finding(
+            "relays", "ok", f"{found['forwarded']} forwarded queue(s), {found['relays']} relay process(es)"
+        )
+
+
 def _version(facts: Row) -> Finding:
     if facts["version"] < MINIMUM_SERVER:
         return Finding(

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("packhorse.supervisor")
 
+#: Makes what a child is, in the child; as WorkerProcess is made.
+MakeProcess = Callable[[Settings, RunningIds, UUID, ProcessStats], "WorkerProcess"]
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 INSUFFICIENT_PRIVILEGE = "42501"
 #: Of a lease token of a message from RabbitMQ: the number of its attempt (worker/amqp/custody.py).
@@ -68,11 +71,16 @@ class Once:
 
 
 def run_worker_process(
-    settings: Settings, running: RunningIds, worker_id: UUID, stats: ProcessStats, refusal: Once | None = None
+    settings: Settings,
+    running: RunningIds,
+    worker_id: UUID,
+    stats: ProcessStats,
+    refusal: Once | None = None,
+    make: MakeProcess | None = None,
 ) -> int:
     """The body of a child: returns its exit code. Comes with TERM and INT blocked; a stop that was asked
     while the actors were still being imported is not lost. refusal: of those that cannot start, for the same
-    reason, one says so."""
+    reason, one says so. make: another process than an ordinary one."""
     early = False
     process: WorkerProcess | None = None
 
@@ -89,7 +97,7 @@ def run_worker_process(
     end_with_parent(stats.made_by)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # programs inherit it
     try:
-        process = forks.contain(_process_class(settings), settings, running, worker_id, stats)
+        process = forks.contain(make or _process_class(settings), settings, running, worker_id, stats)
         handlers.hold()  # what was imported may have set its own
         process.on_turn = handlers.hold
         if process.coroutines.handlers:
@@ -182,7 +190,7 @@ def _end_daemonic_children() -> None:
             child.terminate()
 
 
-def preflight(settings: Settings, parent: int) -> int:
+def preflight(settings: Settings, parent: int, make: MakeProcess | None = None) -> int:
     """Would a new process start now? Its exit code if not. Imports the actors and compares the schema, claims
     nothing.
 
@@ -196,7 +204,9 @@ def preflight(settings: Settings, parent: int) -> int:
     end_with_parent(parent)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     try:
-        process = forks.contain(_process_class(settings), settings, RunningIds.of(settings), uuid4())
+        process = forks.contain(
+            make or _process_class(settings), settings, RunningIds.of(settings), uuid4(), ProcessStats()
+        )
         connection = process.broker.open_connection("reload")
         try:
             schema_version.check(connection)

@@ -26,7 +26,15 @@ from uuid import UUID, uuid4
 from packhorse.worker import folder, forks
 from packhorse.worker.config import Settings
 from packhorse.worker.exits import EXIT_FAILED, EXIT_OK, EXPECTED_CHILD_EXITS, FATAL_CHILD_EXITS
-from packhorse.worker.fleet.child import STOP_SIGNALS, Lost, Once, preflight, recover, run_worker_process
+from packhorse.worker.fleet.child import (
+    STOP_SIGNALS,
+    Lost,
+    MakeProcess,
+    Once,
+    preflight,
+    recover,
+    run_worker_process,
+)
 from packhorse.worker.fleet.children import (
     STABLE_SECONDS,
     Child,
@@ -64,17 +72,25 @@ RunChild = Callable[[Settings, RunningIds, UUID, ProcessStats], int]
 
 
 class Supervisor:
-    """Keeps settings.processes children alive until told to stop. Use from the main thread."""
+    """Keeps settings.processes children alive until told to stop. Use from the main thread.
+
+    make_process: makes what a child is; None: an ordinary worker process.
+    """
 
     nap_seconds = 1.0  # at most: hung children, the watchdog
 
     def __init__(
-        self, settings: Settings, run_child: RunChild | None = None, notifier: Notifier | None = None
+        self,
+        settings: Settings,
+        run_child: RunChild | None = None,
+        notifier: Notifier | None = None,
+        make_process: MakeProcess | None = None,
     ) -> None:
         self.settings = settings.model_copy(update={"app_dir": folder.find(settings.app_dir, os.environ)})
         self._folder_problem: str | None = None  # as it was said
         self._refusal = Once()
-        self._run_child = run_child or partial(run_worker_process, refusal=self._refusal)
+        self._run_child = run_child or partial(run_worker_process, refusal=self._refusal, make=make_process)
+        self._make_process = make_process
         self._children = [Child(RunningIds.of(settings)) for _ in range(settings.processes)]
         self._children.append(Child(RunningIds.of(settings, threads=ISOLATION_THREADS), isolation=True))
         running = [child.running for child in self._children]
@@ -147,7 +163,9 @@ class Supervisor:
             elif number == signal.SIGHUP and not self._stops:
                 self._watch.reloading()
                 kill(self._rehearsal, signal.SIGKILL)  # it may have seen older code
-                self._rehearsal = self._fork(lambda: preflight(self.settings, self.fleet_stats.made_by))
+                self._rehearsal = self._fork(
+                    lambda: preflight(self.settings, self.fleet_stats.made_by, self._make_process)
+                )
                 self._rehearsal_late_at = time.monotonic() + self.settings.hang_seconds
                 if not self._rehearsal:
                     self._on_rehearsed(EXIT_FAILED)

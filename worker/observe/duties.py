@@ -51,6 +51,7 @@ DUTIES = (
     Duty("fetcher", "fetcher", vital=True),
     Duty("claim", "fetcher", vital=True),
     Duty("complete", "fetcher", vital=True, recurs=False, told_seconds=300.0),
+    Duty("publish", "relay", vital=True),
     Duty("heartbeat", "heartbeat"),
     Duty("beat", "heartbeat", vital=True),
     Duty("rescue", "heartbeat"),

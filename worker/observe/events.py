@@ -219,7 +219,39 @@ EVENTS: dict[str, Event] = {
     "amqp_blocked": Event(
         "warning",
         ("reason",),
-        "RabbitMQ is short of disk or memory and takes no messages; retries wait, handlers go on.",
+        "RabbitMQ is short of disk or memory and takes no messages; what is to be published waits, handlers go on.",
+    ),
+    "relay_unavailable": Event(
+        "warning",
+        ("error",),
+        "A relay cannot publish: RabbitMQ does not answer, or refuses it. Messages wait in Postgres.",
+    ),
+    "relay_recovered": Event("info", (), "It can publish again."),
+    "relay_refused": Event(
+        "warning",
+        ("queue", "reason"),
+        "RabbitMQ does not take messages of this queue now: it is full, is gone, or has too few nodes. They are tried again.",
+    ),
+    "relay_accepted": Event("info", ("queue",), "It takes them again."),
+    "relay_message_refused": Event(
+        "error",
+        ("message_id", "error"),
+        "A message that RabbitMQ never takes (it is too large, say) becomes a dead letter `rejected`.",
+    ),
+    "relay_queue_refused": Event(
+        "error",
+        ("queue", "error"),
+        "A forwarded queue cannot be had on RabbitMQ; its messages stay in Postgres, those of others are relayed.",
+    ),
+    "relay_queues_changed": Event(
+        "info",
+        ("queues",),
+        "Other queues are forwarded than at the start of a relay; it is replaced by one for these.",
+    ),
+    "relay_failed": Event(
+        "critical",
+        ("error_class",),
+        "A relay's publishing failed in a way nobody expected; it connects again.",
     ),
     "amqp_unblocked": Event("info", (), "It takes messages again."),
     "amqp_refused": Event(

@@ -10,9 +10,8 @@ import logging
 import os
 import random
 import sys
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 from uuid import uuid4
@@ -58,9 +57,10 @@ from packhorse.worker.runtime.last_handlers import LastHandlers
 from packhorse.worker.runtime.last_outcomes import write_last
 from packhorse.worker.runtime.memory import resident_mib
 from packhorse.worker.runtime.meter import Meter
+from packhorse.worker.runtime.pool import HandlerPool
 from packhorse.worker.runtime.running_ids import RunningIds
 from packhorse.worker.runtime.slots import Slot
-from packhorse.worker.runtime.stopping import StopRequest
+from packhorse.worker.runtime.stopping import HOOKS_SECONDS, StopRequest, shutdown_hooks
 from packhorse.worker.runtime.threads import ThreadPool
 from packhorse.worker.runtime.timekeeper import Timekeeper
 from packhorse.worker.states import Ended
@@ -73,13 +73,13 @@ SWITCH_SECONDS = 0.001
 STARTUP_RETRY_SECONDS = 3.0  # at most: processes that start together do not try together
 #: A process for messages that run apart ends when it has had none for this long.
 ISOLATION_IDLE_SECONDS = 5.0
-#: What middleware wants to do before and after the drain may take so long.
-HOOKS_SECONDS = 5.0
 
 
 class WorkerProcess:
     """The composition of one child. `stop` may be called from a signal handler: it only sets an event."""
 
+    #: Where it publishes messages in place of running them; None: nowhere.
+    forward: str | None = None
     #: The last outcomes, within so many seconds; False: it still holds something.
     _write_last: Callable[[float], bool]
 
@@ -94,7 +94,7 @@ class WorkerProcess:
         self.settings = settings
         self.stats = stats or ProcessStats()
         self.id = worker_id or uuid4()
-        self.broker = load_broker(settings) if broker is None else broker
+        self.broker = self._load_broker() if broker is None else broker
         default_registry().read_toml()
         for middleware in self.broker.middleware:
             if isinstance(middleware, Checked):
@@ -108,7 +108,7 @@ class WorkerProcess:
             isinstance(middleware, Tracing) for middleware in self.broker.middleware
         ):
             self.broker.add_middleware(Tracing())
-        self.queues = sorted(settings.queues or {actor.queue_name for actor in self.broker.actors.values()})
+        self.queues = self._own_queues()
         self.types = sorted(
             {
                 *(
@@ -134,7 +134,7 @@ class WorkerProcess:
             settings.threads,
             lambda message: self.fetcher.on_finished(message),
         )
-        self._pools = (self.pool, self.coroutines)
+        self._pools: list[HandlerPool] = [self.pool, self.coroutines]
         self.isolation = bool(self.stats.states[ISOLATION])
         meter = Meter(
             self.stats,
@@ -188,6 +188,8 @@ class WorkerProcess:
             running,
             isolation=self.isolation,
             on_isolated=self._on_isolated,
+            forward=self.forward,
+            on_forwarded=self._on_forwarded,
         )
         fetcher.claims.heard_by(
             lambda: self.hearing.listening,
@@ -204,6 +206,13 @@ class WorkerProcess:
     def _leased(self) -> list[ClaimedMessage]:
         """Whose leases the heartbeat renews."""
         return list(self.fetcher.in_flight)
+
+    def _load_broker(self) -> PostgresBroker:
+        return load_broker(self.settings)
+
+    def _own_queues(self) -> list[str]:
+        """From which queues it takes messages."""
+        return sorted(self.settings.queues or {actor.queue_name for actor in self.broker.actors.values()})
 
     def _watch(self) -> None:
         """Let every loop write its ticks where the parent sees them."""
@@ -253,7 +262,8 @@ class WorkerProcess:
         forks.contain(self.broker.emit_after, "worker_boot", self)
         self.on_turn()  # hooks may have set signal handlers
         self.stats.states[REGISTERED] = 1.0
-        warn_of_idle_queues(self.broker, self.queues, self.id)
+        if self.broker.actors:
+            warn_of_idle_queues(self.broker, self.queues, self.id)
         logger.info(
             "worker_started worker_id=%s pid=%d queues=%s threads=%d",
             self.id,
@@ -299,6 +309,7 @@ class WorkerProcess:
                             self.settings.threads,
                             self.isolation,
                             policies(self.broker),
+                            self.forward,
                         )
                     return True
                 finally:
@@ -336,7 +347,7 @@ class WorkerProcess:
     def drain(self) -> None:
         """Finish in good order; see the module's first lines."""
         began = time.monotonic()
-        self._tell_middleware(self.broker.emit_before)
+        shutdown_hooks(self.broker.emit_before, self)
         self.fetcher.draining = True
         self.stats.states[DRAINING] = 1.0
         self.heartbeat.state = "draining"
@@ -354,7 +365,7 @@ class WorkerProcess:
         if not all([pool.wait(HOOKS_SECONDS) for pool in self._pools]):  # their hooks
             logger.warning("shutdown_hooks_left worker_id=%s seconds=%.0f", self.id, HOOKS_SECONDS)
         # before the heartbeat ends: a handler that would not end may still run
-        self._tell_middleware(self.broker.emit_after)
+        shutdown_hooks(self.broker.emit_after, self)
         self.heartbeat.stop()
         self.heartbeat.wait(5)
         default_registry().stop()
@@ -368,21 +379,6 @@ class WorkerProcess:
             time.monotonic() - began,
             self.exit_code,
         )
-
-    def _tell_middleware(self, emit: Callable[..., None]) -> None:
-        """worker_shutdown, for HOOKS_SECONDS: a hook may wait for what never ends, as that of dramatiq's
-        AsyncIO does for a coroutine that blocks.
-        """
-        thread = threading.Thread(
-            target=forks.contain,
-            args=(emit, "worker_shutdown", self),
-            name="packhorse-shutdown-hooks",
-            daemon=True,
-        )
-        thread.start()
-        thread.join(HOOKS_SECONDS)
-        if thread.is_alive():
-            logger.warning("shutdown_hooks_left worker_id=%s seconds=%.0f", self.id, HOOKS_SECONDS)
 
     def _deregister(self) -> None:
         try:
@@ -415,6 +411,9 @@ class WorkerProcess:
         """Fetcher: messages whose handlers run, for the meter; of coroutines those that are new."""
         running = [message for slot in self.pool.slots if (message := slot.message) is not None]
         return running + self.coroutines.take_begun()
+
+    def _on_forwarded(self, queues: Sequence[str]) -> None:
+        """Fetcher of a relay: the queues that are forwarded now."""
 
     def _on_isolated(self) -> None:
         """Fetcher: messages wait that are to run apart. The parent starts a process for them."""

@@ -1,4 +1,4 @@
-"""Asking a process to stop, from a signal handler or from any thread.
+"""Asking a process to stop, from a signal handler or from any thread; and what middleware does then.
 
 threading.Event is not safe in a signal handler: the handler runs in the main thread, which may hold the
 event's own lock while it waits. A flag and a byte on a pipe are.
@@ -6,9 +6,20 @@ event's own lock while it waits. A flag and a byte on a pipe are.
 
 from __future__ import annotations
 
+import logging
 import os
 import select
+import threading
 import weakref
+from collections.abc import Callable
+from typing import Any
+
+from packhorse.worker import forks
+
+logger = logging.getLogger("packhorse.process")
+
+#: What middleware wants to do before and after the drain may take so long.
+HOOKS_SECONDS = 5.0
 
 
 class StopRequest:
@@ -41,3 +52,19 @@ class StopRequest:
 def _close(*descriptors: int) -> None:
     for descriptor in descriptors:
         os.close(descriptor)
+
+
+def shutdown_hooks(emit: Callable[..., None], worker: Any) -> None:
+    """worker_shutdown of the middleware, for HOOKS_SECONDS: a hook may wait for what never ends, as that of
+    dramatiq's AsyncIO does for a coroutine that blocks.
+    """
+    thread = threading.Thread(
+        target=forks.contain,
+        args=(emit, "worker_shutdown", worker),
+        name="packhorse-shutdown-hooks",
+        daemon=True,
+    )
+    thread.start()
+    thread.join(HOOKS_SECONDS)
+    if thread.is_alive():
+        logger.warning("shutdown_hooks_left worker_id=%s seconds=%.0f", worker.id, HOOKS_SECONDS)

@@ -80,6 +80,11 @@ def retention(connection: DeadlineConnection) -> Row:
     return rows(connection, "doctor_retention", (MAINTENANCE_TYPE,))[0]
 
 
+def relays(connection: DeadlineConnection) -> Row:
+    """How many relays live and queues are forwarded, and which of these no relay serves (ten at most)."""
+    return rows(connection, "doctor_relays")[0]
+
+
 def retry_spans(connection: DeadlineConnection) -> list[Row]:
     """queue, attempts, seconds (how long an outage its retries outlast), breaker (False); the shortest first,
     without those that have one.

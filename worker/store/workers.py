@@ -188,3 +188,8 @@ def self_test(connection: DeadlineConnection) -> bool:
             connection.execute(sql(step), (probe,)).rowcount == 1
             for step in ("see_probe", "change_probe", "remove_probe")
         )
+
+
+def forwarded_queues(connection: DeadlineConnection, forward: str) -> list[str]:
+    """The names of all queues that are forwarded to this place."""
+    return list(connection.execute(sql("forwarded_queues"), (forward,)).fetchone()[0])  # type: ignore[index]

@@ -164,6 +164,16 @@ select name as queue, max_attempts as attempts, false as breaker,
     backoff_jitter))::float8 as seconds
 from packhorse.queues where failure_breaker is null order by 4, 1;
 
+-- name: doctor_relays
+-- Relays that live, queues that are forwarded, and those of them that no relay serves.
+select
+  (select count(*) from packhorse.workers w where w.forward is not null
+    and clock_timestamp() - w.last_seen_at <= w.lease_duration) as relays,
+  (select count(*) from packhorse.queues q where q.forward is not null) as forwarded,
+  array(select q.name::text from packhorse.queues q where q.forward is not null
+    and not exists (select from packhorse.workers w where w.forward = q.forward and q.name = any (w.queues)
+      and clock_timestamp() - w.last_seen_at <= w.lease_duration) order by q.name limit 10) as unserved;
+
 -- name: doctor_highest
 -- The highest number in a column.
 select max({column}) from {table} where {column} is not null;

@@ -85,3 +85,7 @@ delete from packhorse.message_queue where id = %s;
 select id, hostname, pid, version, state, queues, message_types, threads, running, done_total, failed_total,
   started_at, last_seen_at, clock_timestamp() - last_seen_at > lease_duration as silent
 from packhorse.workers order by started_at desc;
+
+-- name: forwarded_queues
+-- The queues that go to this place.
+select coalesce(array_agg(q.name::text order by q.name), '{{}}') from packhorse.queues q where q.forward = %s;
