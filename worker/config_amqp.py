@@ -55,7 +55,7 @@ class AmqpSettings(BaseModel):
         None,
         ge=1,
         le=65535,
-        description="Messages of a RabbitMQ queue that a process holds; none: four per thread, one per coroutine.",
+        description="Messages of a RabbitMQ queue that a process holds; none: two per thread, one per coroutine, more for quick handlers.",
     )
     amqp_heartbeat_seconds: int = Field(
         15,

@@ -27,10 +27,10 @@ class Vhost:
         return (self.cluster or self.node).url(self.name)
 
     def depths(self) -> dict[str, int]:
-        """Messages by queue, ready and delivered; without the empty ones."""
+        """Messages by quorum queue, ready and delivered; without the empty ones."""
         listed = self.node.ask(
             f'[{{N, M}} || Q <- rabbit_amqqueue:list(<<"{self.name}">>), {{resource, _, _, N}} <- [amqqueue:get_name(Q)], '
-            "{ok, M, _} <- [rabbit_amqqueue:stat(Q)], M > 0]"
+            "{ok, {_, M}, _} <- [ra:leader_query(amqqueue:get_pid(Q), fun rabbit_fifo:query_messages_total/1)], M > 0]"
         )
         return {name: int(count) for name, count in re.findall(r'\{<<"([^"]+)">>,\s*(\d+)\}', listed)}
 

@@ -184,6 +184,8 @@ def test_a_message_that_kills_its_process_is_quarantined_and_what_ran_beside_it_
     wait_until(lambda: dead(database) and len(ledger.counts("effect")) == 20, 40)
     assert [row[:3] for row in dead(database)] == [("kills", "quarantined", "WorkerLost")]
     wait_until(lambda: vhost.depths() == {})
+    relay(amqp)
+    wait_until(lambda: ledger.counts("gave_up")["poison"] == 1)
 
 
 def test_a_handler_that_ignores_its_limit_costs_an_attempt_and_then_its_message(

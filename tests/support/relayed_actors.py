@@ -36,8 +36,9 @@ async def waits(key: str, seconds: float = 0.0) -> None:
 
 
 @dramatiq.actor(queue_name="orders", min_backoff=20, max_backoff=100)
-def fails(key: str, times: int = 10**9) -> None:
+def fails(key: str, times: int = 10**9, seconds: float = 0.0) -> None:
     note("start", f"{key}:{_message().attempt}")
+    nap(seconds)
     if _message().attempt <= times:
         raise RuntimeError(f"attempt {_message().attempt} of {key} fails")
     note("effect", key)
@@ -59,7 +60,7 @@ def asks(key: str, outcome: str) -> None:
     note("effect", key)
 
 
-@dramatiq.actor(queue_name="orders")
+@dramatiq.actor(queue_name="orders", on_retry_exhausted="gave_up")
 def kills(key: str) -> None:
     note("start", key)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -37,7 +37,11 @@ TICK_SECONDS = 0.5
 #: While it leaves: how often it looks whether what runs has ended.
 LEAVE_SECONDS = 0.02
 #: A pool that has more to begin wakes the loop for so many finished messages.
-BATCH = 32
+BATCH = 8
+#: Handlers quicker than the first on average have WIDER times the messages at hand, until they take longer
+#: than the second: a message that waits behind slow ones here could have been begun elsewhere.
+QUICK_SECONDS, SLOW_SECONDS = 0.02, 0.05
+WIDER = 8
 UNDELIVERED_PREFETCH = 10
 
 
@@ -59,6 +63,8 @@ class AmqpConsumer(Service):
         meter: Meter,
         slot_of: Callable[[ClaimedMessage], Slot | None],
         prefetch: int,
+        *,
+        fixed: bool = False,
     ) -> None:
         super().__init__()
         self._settings = settings
@@ -66,6 +72,8 @@ class AmqpConsumer(Service):
         self.meter = meter
         self._slot_of = slot_of
         self._prefetch = prefetch
+        self._fixed = fixed
+        self._is_wide = False
         self.custody: Custody
         self.queues: list[str] = []  # that it consumes
         self.draining = False
@@ -155,11 +163,28 @@ class AmqpConsumer(Service):
         if self._has_left:
             return
         names = ForwardedQueue(queue, self._settings.amqp_partitions)
-        self._consume(queue, self._prefetch, partial(self._on_delivery, self._connections, queue, False))
+        self._consume(
+            queue,
+            min(self._prefetch * (WIDER if self._is_wide else 1), 65535),
+            partial(self._on_delivery, self._connections, queue, False),
+        )
         for name in names.partition_names:
-            self._consume(
-                name, max(1, self._prefetch // 4), partial(self._on_delivery, self._connections, queue, True)
-            )
+            self._consume(name, self._prefetch, partial(self._on_delivery, self._connections, queue, True))
+
+    def _adapt(self) -> None:
+        """More at hand for quick handlers, by another consumer of the queue. Not of partitions: theirs may
+        not change while something runs.
+        """
+        average = self.custody.average_seconds
+        wanted = average < (SLOW_SECONDS if self._is_wide else QUICK_SECONDS)
+        channel = self._channel
+        if self._fixed or self._has_left or wanted == self._is_wide or channel is None or not channel.is_open:
+            return
+        self._is_wide = wanted
+        for queue in self.queues:
+            if queue in self._consumed:
+                channel.basic_cancel(self._consumed.pop(queue))
+            self._consume_queue(queue)
 
     def _consume(self, name: str, prefetch: int, on_message: Callable[..., None]) -> None:
         channel = self._channel
@@ -178,6 +203,7 @@ class AmqpConsumer(Service):
             self.last_success = now
             self.failures = 0
             self._worked()
+            self._adapt()
         if self.custody.in_flight:
             self.busy_at = now
         self.meter.publish()

@@ -17,13 +17,14 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from itertools import count
+from typing import Any
 
 from packhorse.worker.amqp.acks import Acks
 from packhorse.worker.amqp.deliveries import Delivery, Lines
 from packhorse.worker.amqp.envelope import RelayedMessage
 from packhorse.worker.amqp.ledger import Ledger
 from packhorse.worker.amqp.loop import BrokerLoop
-from packhorse.worker.amqp.outcomes import Ending, QueuePolicy, ending_of, with_entry
+from packhorse.worker.amqp.outcomes import Ending, QueuePolicy, attempts_allowed, ending_of, with_entry
 from packhorse.worker.amqp.places import Places
 from packhorse.worker.amqp.topology import delay_address, next_delay
 from packhorse.worker.attempt.messages import ClaimedMessage, Outcome
@@ -49,8 +50,8 @@ ATTEMPT_BITS = 20
 
 class Custody:
     """Used by the consumer's thread, but for what says so. wake: a turn of that thread, from any thread.
-    attempts_of: how many attempts a message has. policies: by queue; replaced by the ledger. loop, acks: of
-    the connection, None without one. closed: begin nothing more.
+    retries_of: what a message and its actor say of retries. policies: by queue; replaced by the ledger.
+    loop, acks: of the connection, None without one. closed: begin nothing more.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class Custody:
         in_flight: InFlight,
         ledger: Ledger,
         wake: Callable[[], None],
-        attempts_of: Callable[[ClaimedMessage, QueuePolicy], int],
+        retries_of: Callable[[ClaimedMessage], dict[str, Any]],
         unknown_type_seconds: float,
     ) -> None:
         self._worker_id = worker_id
@@ -70,7 +71,7 @@ class Custody:
         self.in_flight = in_flight
         self._ledger = ledger
         self._wake = wake
-        self._attempts_of = attempts_of
+        self._retries_of = retries_of
         self._unknown_type_seconds = unknown_type_seconds
         self.policies: dict[str, QueuePolicy] = {}
         self.loop: BrokerLoop | None = None
@@ -85,6 +86,8 @@ class Custody:
         self._tokens = count(1)
         self._unknown: set[str] = set()  # types of which it was said
         self._is_soon = self._lingers = False
+        #: Of handlers that are done, smoothed.
+        self.average_seconds = 1.0
 
     # -- connections ---------------------------------------------------------------------------------
     def opened(self, loop: BrokerLoop, acks: Acks) -> None:
@@ -198,7 +201,9 @@ class Custody:
             if delivery.gave_up:
                 text = "RabbitMQ has delivered it again and again, and no worker has said what became of it"
             self._give_up(delivery, message, "quarantined", "WorkerLost", text)
-        elif delivery.note is not None and message.attempt > self._attempts_of(message, policy):
+        elif delivery.note is not None and message.attempt > attempts_allowed(
+            message, self._retries_of(message).get("max_attempts"), policy
+        ):
             text = "its last attempt ignored its time limit; its process was replaced"
             self._give_up(delivery, message, "failed", "TimeLimitExceeded", text)
         elif self.places.put(message):
@@ -225,7 +230,15 @@ class Custody:
     def _give_up(
         self, delivery: Delivery, message: RelayedMessage, reason: str, error_class: str | None, text: str
     ) -> None:
-        message.outcome = Outcome(Verb.BURY, reason, error_class, text)
+        said = self._retries_of(message)
+        message.outcome = Outcome(
+            Verb.BURY,
+            reason,
+            error_class,
+            text,
+            max_attempts=said.get("max_attempts"),
+            on_exhausted=said.get("on_exhausted"),
+        )
         message.failed = True
         message.move(AttemptStage.RETURNED)
         self._bury(delivery, message, reason)
@@ -310,6 +323,7 @@ class Custody:
             if not self._is_held(delivery):
                 self._ended_elsewhere(delivery, message)
             elif message.outcome is None and not message.failed:
+                self.average_seconds += 0.05 * (message.ran_seconds - self.average_seconds)
                 done.append(message)
                 deliveries.append(delivery)
             else:

@@ -43,7 +43,7 @@ class HandledMessage(RelayedMessage):
 
     def _needs_its_row(self, what: str) -> StepError:
         error = StepError(
-            f"{what}, in Postgres, and this one is handled from RabbitMQ: packhorse queue set {self.queue_name} --forward none"
+            f"{what}, in Postgres, and this one is handled from RabbitMQ: packhorse queue set {self.queue_name} forward=none"
         )
         error.retryable = False  # a dead letter at once (details.FLAGS)
         return error
@@ -121,6 +121,7 @@ class Delivery:
             said = float(self.headers.get(WAIT, 0))
         except (TypeError, ValueError):
             said = 0.0
+        said = said if said > 0 else 0.0  # also what is no number
         return max(said, self.note.wait_seconds if self.note is not None else 0.0)
 
     def waited(self) -> None:

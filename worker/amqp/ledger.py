@@ -225,7 +225,7 @@ class Ledger(Service):
         is_new = store.bury(
             connection, message.id, columns_of(message, history), reason, error, details, self._worker_id
         )
-        if is_new and outcome is not None and outcome.on_exhausted and reason == "failed":
+        if is_new and outcome is not None and outcome.on_exhausted and reason in ("failed", "quarantined"):
             send_exhausted(connection, message, outcome, self._sender)
         return is_new
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from typing import Literal
+from typing import Any, Literal
 
 import dramatiq
 
@@ -18,7 +18,7 @@ from packhorse.worker.amqp.connection import BrokerAway, blocking, declare_queue
 from packhorse.worker.amqp.consumer import AmqpConsumer
 from packhorse.worker.amqp.custody import Custody
 from packhorse.worker.amqp.ledger import Ledger
-from packhorse.worker.amqp.outcomes import QueuePolicy, attempts_allowed
+from packhorse.worker.amqp.outcomes import QueuePolicy
 from packhorse.worker.amqp.places import Places
 from packhorse.worker.amqp.topology import exists
 from packhorse.worker.attempt.messages import ClaimedMessage
@@ -36,7 +36,7 @@ from packhorse.worker.runtime.running_ids import RunningIds
 logger = logging.getLogger("packhorse.amqp")
 
 #: Messages of a queue that a process holds ahead of its handlers, by itself.
-PER_THREAD, PER_COROUTINE = 4, 1
+PER_THREAD, PER_COROUTINE = 2, 1
 
 
 class AmqpProcess(WorkerProcess):
@@ -51,7 +51,9 @@ class AmqpProcess(WorkerProcess):
         if self.coroutines.handlers:
             own += PER_COROUTINE * settings.coroutines
         prefetch = min(settings.amqp_prefetch or own, 65535)
-        consumer = self.consumer = AmqpConsumer(settings, self.id, meter, self._slot_of, prefetch)
+        consumer = self.consumer = AmqpConsumer(
+            settings, self.id, meter, self._slot_of, prefetch, fixed=settings.amqp_prefetch is not None
+        )
         self.ledger = Ledger(self._open("ledger"), self.id, self.broker, self.queues, self._on_policies)
         consumer.custody = Custody(
             self.id,
@@ -60,7 +62,7 @@ class AmqpProcess(WorkerProcess):
             InFlight(meter, OutcomeLog(settings.log_outcomes, self.id), self.id, running),
             self.ledger,
             consumer.wake,
-            self._attempts_of,
+            self._retries_of,
             settings.unknown_type_seconds,
         )
         self._forwarded: set[str] = set()
@@ -74,16 +76,17 @@ class AmqpProcess(WorkerProcess):
     def _woken_by(self) -> Literal["poll"]:
         return "poll"  # RabbitMQ pushes; nothing is to be heard from the database
 
-    def _attempts_of(self, message: ClaimedMessage, policy: QueuePolicy) -> int:
-        """How many attempts it has; of an actor that is not here, those of the queue."""
+    def _retries_of(self, message: ClaimedMessage) -> dict[str, Any]:
+        """What message, actor and middleware say of retries (Retries.policy); nothing of an actor that is not
+        here.
+        """
         try:
             message.decode()
             options = self.broker.get_actor(message.actor_name).options
         except (UndecodableMessage, dramatiq.ActorNotFound):
-            return attempts_allowed(message, None, policy)
+            return {}
         retries = next((m for m in self.broker.middleware if isinstance(m, Retries)), None)
-        said = retries.policy(options, message)["max_attempts"] if retries is not None else None
-        return attempts_allowed(message, said, policy)
+        return {} if retries is None else retries.policy(options, message)
 
     # -- which queues --------------------------------------------------------------------------------
     def _wait_for_database(self) -> bool:
@@ -113,7 +116,7 @@ class AmqpProcess(WorkerProcess):
         self.consumer.queues = found
         if not found:
             logger.warning(
-                "amqp_nothing_forwarded queues=%s: none of them is forwarded; packhorse queue set QUEUE --forward amqp",
+                "amqp_nothing_forwarded queues=%s: none of them is forwarded (docs/rabbitmq.md)",
                 ",".join(self.queues),
             )
 
@@ -121,7 +124,7 @@ class AmqpProcess(WorkerProcess):
         """What its actors ask for and cannot have."""
         return [
             f"actors: {name!r} is transactional, which needs its message in the same database; "
-            f"leave the queue in Postgres (packhorse queue set {queue} --forward none), or make it an ordinary actor"
+            f"leave the queue in Postgres (packhorse queue set {queue} forward=none), or make it an ordinary actor"
             for name, actor in sorted(self.broker.actors.items())
             if actor.queue_name == queue and actor.options.get("transactional")
         ]
