@@ -227,3 +227,18 @@ def test_one_process_repeats_what_sql_producers_notify_and_another_follows_it(
             daemons.remove(gone)
             gone.close()
     assert [daemon.stop() for daemon in daemons] == [0]
+
+
+def test_what_came_while_redis_was_away_is_looked_for_when_it_is_back(
+    database, ledger, redis, producer, start_daemon
+):
+    daemon = start_daemon(
+        database, ledger, wakeups="redis", redis_url=redis.url, poll_seconds=LONG_POLL, log_format="json"
+    ).wait_ready()
+    wait_until(lambda: subscribers(redis) == 1 and database.value(SLEEPING), 20, "it sleeps")
+    redis.kill()
+    wait_until(lambda: said(daemon, "redis_unavailable"), 20)
+    producer.enqueue(effect("between"))
+    redis.start()
+    wait_until(lambda: ledger.counts("effect")["between"] == 1, 20)
+    assert daemon.stop() == 0
