@@ -1,7 +1,8 @@
 """How many messages a second does `packhorse relay` bring from Postgres to RabbitMQ, beside a bare loop?
 
 The bare loop is what one would write by hand: claim a batch, publish it with confirms over one connection,
-complete it with the next claim. It takes the same SQL. Both in turns, in one run.
+complete it with the next claim. It takes the same SQL. `bare` publishes by basic_publish, a write for each
+message; `bare, one write` writes a batch at once, as the relay does. All in turns, in one run.
 
 Alone, with a database of its own (it is migrated) and a virtual host: DATABASE_URL=… PACKHORSE_AMQP_URL=…
 python -m benchmarks.metrics.relay [messages] [rounds]
@@ -20,6 +21,7 @@ from uuid import uuid4
 
 import pika
 import psycopg
+from pika import frame, spec
 
 from benchmarks.systems.packhorse import command
 from packhorse.worker.amqp.connection import declare_queues
@@ -44,7 +46,8 @@ LEFT = "select count(*) from packhorse.message_queue where queue = 'bench'"
 class BareLoop:
     """Claim, publish with confirms, complete; one thread, nothing else."""
 
-    def __init__(self, database: str, url: str) -> None:
+    def __init__(self, database: str, url: str, *, one_write: bool) -> None:
+        self._one_write = one_write
         self._connection = connect(database, times_in_utc=True)
         self._names = ForwardedQueue(QUEUE, 16)
         self._holder = uuid4()
@@ -75,16 +78,28 @@ class BareLoop:
         self._done = [ClaimedMessage(row, now + 60, now) for row in rows]
         if not self._done:
             self._pika.ioloop.stop()
+        frames: list[bytes] = []
         for message in self._done:
             self._sent += 1
             self._unconfirmed.append(self._sent)
+            if self._one_write:
+                exchange, key = self._names.address(message.conversation_key)
+                body = body_of(message)
+                method = spec.Basic.Publish(exchange=exchange, routing_key=key, mandatory=True)
+                frames.append(frame.Method(1, method).marshal())
+                frames.append(frame.Header(1, len(body), properties_of(message)).marshal())
+                frames.append(frame.Body(1, body).marshal())
+                continue
             self._channel.basic_publish(
                 *self._names.address(message.conversation_key), body_of(message), properties_of(message), True
             )
 
-    def _on_confirm(self, frame: Any) -> None:
-        tag = frame.method.delivery_tag
-        if frame.method.multiple:
+        if frames:
+            self._pika._output_marshaled_frames([b"".join(frames)])
+
+    def _on_confirm(self, answer: Any) -> None:
+        tag = answer.method.delivery_tag
+        if answer.method.multiple:
             while self._unconfirmed and self._unconfirmed[0] <= tag:
                 self._unconfirmed.popleft()
         else:
@@ -93,9 +108,9 @@ class BareLoop:
             self._turn()
 
 
-def bare(database: str, url: str) -> float:
+def bare(database: str, url: str, *, one_write: bool) -> float:
     """Seconds that the loop takes for what is due."""
-    loop = BareLoop(database, url)
+    loop = BareLoop(database, url, one_write=one_write)
     started = time.perf_counter()
     loop.run()
     return time.perf_counter() - started
@@ -130,24 +145,28 @@ def main(messages: int = MESSAGES, rounds: int = ROUNDS) -> None:
     assert settings.amqp_url is not None, "PACKHORSE_AMQP_URL"
     database, url = settings.database_url.get_secret_value(), settings.amqp_url.get_secret_value()
     subprocess.run(command("migrate", "up"), check=True, capture_output=True)
-    ratios = []
+    ratios: dict[str, list[float]] = {"bare": [], "bare, one write": []}
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute("select packhorse.declare_queue('bench')")
         connection.execute("""select packhorse.set_queue('bench', '{"forward": "amqp"}')""")
         declare_queues(settings, [QUEUE], "bench")
         for _ in range(rounds):
             rates = {}
-            for name in ("bare", "relay"):
+            for name in (*ratios, "relay"):
                 connection.execute(FILL, (messages,))
-                rates[name] = messages / (bare(database, url) if name == "bare" else relay(connection))
+                took = (
+                    relay(connection)
+                    if name == "relay"
+                    else bare(database, url, one_write="one write" in name)
+                )
+                rates[name] = messages / took
                 with pika.BlockingConnection(pika.URLParameters(url)) as broker:
                     broker.channel().queue_purge(QUEUE)
-            ratios.append(rates["relay"] / rates["bare"])
-            print(
-                f"bare {rates['bare']:.0f}/s, relay {rates['relay']:.0f}/s, ratio {ratios[-1]:.2f}",
-                flush=True,
-            )
-    print(f"median ratio {statistics.median(ratios):.2f}")
+            for name, found in ratios.items():
+                found.append(rates["relay"] / rates[name])
+            print("; ".join(f"{name}: {rate:.0f} messages/s" for name, rate in rates.items()), flush=True)
+    for name, found in ratios.items():
+        print(f"relay of {name}: {statistics.median(found):.2f} (median)")
 
 
 if __name__ == "__main__":
