@@ -79,6 +79,7 @@ HOMES = {
     "jinja2": ("worker.web",),
     "markupsafe": ("worker.web",),
     "uvicorn": ("worker.web",),
+    "httptools": ("worker.web",),
     "watchfiles": ("worker.fleet.reload",),
 }
 

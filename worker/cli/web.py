@@ -13,7 +13,7 @@ from packhorse.worker.config import load_settings
 from packhorse.worker.exits import EXIT_OK, EXIT_UNAVAILABLE
 
 #: What the extra `web` brings.
-NEEDS = ("starlette", "jinja2", "uvicorn")
+NEEDS = ("starlette", "jinja2", "uvicorn", "httptools")
 PAGE_NEEDS = "not installed: pip install 'packhorse[web]'"
 
 

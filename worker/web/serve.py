@@ -18,6 +18,7 @@ from packhorse.worker.errors import ConfigError, StoreUnavailable
 from packhorse.worker.store import tokens
 from packhorse.worker.web.access import is_loopback
 from packhorse.worker.web.app import create_app
+from packhorse.worker.web.protocol import BoundedHttp
 from packhorse.worker.web.reading import Site
 from packhorse.worker.web.routes import Frame
 
@@ -121,7 +122,7 @@ class PageServer(uvicorn.Server):
                 server_header=False,
                 ws="none",
                 lifespan="on",
-                h11_max_incomplete_event_size=65536,
+                http=BoundedHttp,
                 limit_concurrency=1000,
                 timeout_keep_alive=KEEP_SECONDS,
                 timeout_graceful_shutdown=END_SECONDS,
