@@ -26,8 +26,10 @@ NAMES = [
     "packhorse-scheduler@.service",
     "packhorse-migrate.service",
     "packhorse-web.service",
+    "packhorse-relay.service",
 ]
-LONG_RUNNING = NAMES[:2]
+INSTANCES = NAMES[:2]
+LONG_RUNNING = [*INSTANCES, "packhorse-relay.service"]
 MAX_EXPOSURE = 2.0
 
 needs_systemd = pytest.mark.skipif(
@@ -114,8 +116,10 @@ def test_systemd_watches(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_connection_string_is_a_credential_and_not_in_the_unit(name):
     unit = directives(name)
-    assert [value.split(":")[0] for value in unit["LoadCredential"]] == ["database_url"]
-    assert "PACKHORSE_DATABASE_URL_FILE=%d/database_url" in unit["Environment"]
+    secrets = ["database_url", "amqp_url"] if "relay" in name else ["database_url"]
+    assert [value.split(":")[0] for value in unit["LoadCredential"]] == secrets
+    for secret in secrets:
+        assert f"PACKHORSE_{secret.upper()}_FILE=%d/{secret}" in " ".join(unit["Environment"]).split()
     assert "postgresql://" not in (UNITS / name).read_text()
 
 
@@ -125,7 +129,7 @@ def test_the_command_exists(name):
     assert start.removeprefix("/opt/packhorse/bin/packhorse ") in commands()
 
 
-@pytest.mark.parametrize("name", LONG_RUNNING)
+@pytest.mark.parametrize("name", INSTANCES)
 def test_the_instance_is_the_module_that_is_loaded(name):
     """The scheduler, too: else it would not know the schedules that are declared in code."""
     unit = directives(name)
