@@ -54,10 +54,10 @@ create or replace function packhorse.health_worker_problems()
 returns table (worker uuid, hostname text, pid integer, problem text, vital boolean, place bigint)
 language sql stable as $$
 -- What workers cannot do, the gravest first. vital: messages wait for it. It is so when a worker cannot
--- claim, complete, beat or keep its timetable, and when it is silent while it holds leases.
+-- claim, complete, publish, beat or keep its timetable, and when it is silent while it holds leases.
   with told as (
     select w.id, w.hostname, w.pid, p.problem,
-      p.problem ~ '^(fetcher|claim|complete|beat|timekeeper|pool|scheduler) '
+      p.problem ~ '^(fetcher|claim|complete|publish|beat|timekeeper|pool|scheduler) '
       or (p.problem like 'silent %' and exists (
         select from packhorse.message_queue m
         where m.state = 'running' and m.lease_token is not null and m.lease_holder = w.id)) as vital

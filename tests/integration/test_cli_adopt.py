@@ -127,7 +127,7 @@ def test_the_command_can_be_repeated_without_being_asked_for_again(cli, old):
     old.query("insert into message_queue (queue_name, job_type, payload) values ('mail', 'late', '{}')")
     assert "an import goes on" in cli("migrate", "adopt", "--dry-run").out
     again = cli("migrate", "adopt", "--json").document
-    assert again == {"applied": [], "account": {**first["account"], "rows": 11, "messages": 7}}
+    assert again == {"applied": [], "account": {**first["account"], "rows": 11, "messages": 7}, "lacking": []}
     assert old.query("select distinct priority from packhorse.message_queue") == [(2,)]
 
 

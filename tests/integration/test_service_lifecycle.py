@@ -11,6 +11,7 @@ import pkgutil
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
+from uuid import uuid4
 
 import dramatiq
 import pytest
@@ -21,6 +22,8 @@ from packhorse.schedules.config import Plan
 from packhorse.schedules.maintenance.gates import Gates
 from packhorse.schedules.maintenance.runway import Runway
 from packhorse.schedules.timetable.scheduler import Scheduler
+from packhorse.worker.amqp.consumer import AmqpConsumer
+from packhorse.worker.amqp.ledger import Ledger
 from packhorse.worker.attempt.heartbeat import Heartbeat
 from packhorse.worker.attempt.step_store import StepWriter
 from packhorse.worker.broker.postgres import PostgresBroker
@@ -30,14 +33,17 @@ from packhorse.worker.db.listen import Listener
 from packhorse.worker.fleet.exporter import EndpointServer, FleetReader
 from packhorse.worker.observe.endpoints import Answer
 from packhorse.worker.observe.fleet_stats import FleetStats
+from packhorse.worker.redis.wakeups import Subscriber
 from packhorse.worker.runtime.fetcher import Fetcher
 from packhorse.worker.runtime.process import WorkerProcess
+from packhorse.worker.runtime.repeater import Repeater
 from packhorse.worker.runtime.running_ids import RunningIds
 from packhorse.worker.runtime.timekeeper import Timekeeper
 from packhorse.worker.service import Service
 from tests.support.harness import quick_settings
 from tests.support.http import free_port, get
 from tests.support.postgres import ROLE, Database
+from tests.support.redis import Redis
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.one_database]
@@ -46,9 +52,10 @@ ROUNDS = 10
 
 
 class Parts:
-    """What services are made of: a broker with one actor, settings, a port."""
+    """What services are made of: a broker with one actor, settings, a port, a Redis."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, redis: Redis) -> None:
+        self.redis = redis
         self.settings = quick_settings(database, metrics_port=free_port(), metrics_host="127.0.0.1")
         self.broker = PostgresBroker(settings=self.settings)
         dramatiq.actor(print, broker=self.broker, actor_name="effect")
@@ -67,6 +74,8 @@ SERVICES: dict[type[Service], Callable[[Parts], Service]] = {
     Fetcher: lambda parts: parts.process().fetcher,
     Heartbeat: lambda parts: parts.process().heartbeat,
     Listener: lambda parts: Listener(parts.open, lambda queue: None, idle_seconds=0.05),
+    Subscriber: lambda parts: Subscriber(parts.redis.url, lambda: "channel", lambda queue: None),
+    Repeater: lambda parts: Repeater(parts.redis.url, str(uuid4()), lambda: "channel", parts.open),
     StepWriter: lambda parts: StepWriter(parts.open),
     BreakerReports: lambda parts: BreakerReports(lambda: [], parts.open),
     HealthChecks: lambda parts: HealthChecks(lambda: [], parts.open),
@@ -74,6 +83,13 @@ SERVICES: dict[type[Service], Callable[[Parts], Service]] = {
     FleetReader: lambda parts: FleetReader(parts.settings, FleetStats(1)),
     Scheduler: lambda parts: Scheduler(parts.open),
     Runway: lambda parts: Runway(parts.open, Plan((), (), (), Gates(), ())),
+}
+
+
+#: Those that need RabbitMQ, and who starts and ends them.
+ELSEWHERE: dict[type[Service], str] = {
+    AmqpConsumer: "tests/rabbit/test_amqp_worker.py",
+    Ledger: "tests/rabbit/test_amqp_worker.py",
 }
 
 
@@ -170,9 +186,16 @@ LIVES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
+    redis = Redis(tmp_path_factory.mktemp("redis"))
+    yield redis
+    redis.kill()
+
+
 @pytest.fixture
-def parts(database: Database) -> Iterator[Parts]:
-    parts = Parts(database)
+def parts(database: Database, redis: Redis) -> Iterator[Parts]:
+    parts = Parts(database, redis)
     yield parts
     parts.broker.close()
 
@@ -208,7 +231,9 @@ def test_every_service_of_ours_is_in_the_table() -> None:
     for package in (packhorse.worker, packhorse.schedules):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             importlib.import_module(module.name)
-    assert set(SERVICES) == {kind for kind in subclasses(Service) if kind.__module__.startswith("packhorse.")}
+    assert set(SERVICES) | set(ELSEWHERE) == {
+        kind for kind in subclasses(Service) if kind.__module__.startswith("packhorse.")
+    }
 
 
 def subclasses(kind: type) -> set[type]:

@@ -41,7 +41,7 @@ def child(settings, running, id, stats):
     while True:
         time.sleep(3600)
 
-supervisor.preflight = lambda settings, parent: time.sleep(3600) if sys.argv[1] == "slow import" else 0
+supervisor.preflight = lambda settings, parent, make: time.sleep(3600) if sys.argv[1] == "slow import" else 0
 configure(log_format="json")
 settings = Settings(drain_seconds=0.2, call_deadline_seconds=0.5, connect_timeout_seconds=1, hang_seconds=3.5)
 sys.exit(supervisor.Supervisor(settings, child).run())

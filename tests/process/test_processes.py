@@ -176,8 +176,8 @@ def test_by_default_a_killed_hosts_messages_run_again_within_thirty_seconds(data
         "poll_seconds": 2.5,
     }
     first = start_daemon(database, ledger, **defaults).wait_ready()
-    # past its first heartbeat, so that the whole lease lies ahead
-    (ident,) = effects(database, 1, "m", "sleeper", seconds=9)
+    # past its first heartbeat, so that the whole lease lies ahead; beyond the start of the second
+    (ident,) = effects(database, 1, "m", "sleeper", seconds=14)
     wait_until(lambda: ledger.lines("start"))
     second = start_daemon(database, ledger, **defaults).wait_ready()
     wait_until(
@@ -192,7 +192,7 @@ def test_by_default_a_killed_hosts_messages_run_again_within_thirty_seconds(data
     assert database.value(
         "select claimed_at - %s < interval '30 seconds' from message_queue where id = %s", killed_at, ident
     )
-    wait_for_end(database, 20)
+    wait_for_end(database, 25)
     assert second.stop() == 0
 
 

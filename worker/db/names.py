@@ -27,12 +27,14 @@ CATALOG_FUNCTIONS = frozenset(
     has_table_privilege hashtext isfinite json_agg json_build_object json_each_text json_to_recordset jsonb_agg jsonb_array_elements
     jsonb_array_elements_text jsonb_array_length jsonb_build_array jsonb_build_object jsonb_each jsonb_extract_path jsonb_extract_path_text
     jsonb_object_agg jsonb_object_keys
-    jsonb_path_query jsonb_path_query_array jsonb_populate_record jsonb_strip_nulls jsonb_to_recordset jsonb_typeof lag left length ln lower ltrim
+    jsonb_path_query jsonb_path_query_array jsonb_populate_record jsonb_strip_nulls
+    jsonb_to_record jsonb_to_recordset jsonb_typeof lag left length ln lower ltrim
     make_interval max md5 min nextval num_nonnulls num_nulls octet_length oidvectortypes parse_ident percentile_cont
     pg_advisory_xact_lock pg_backend_pid
-    pg_column_size pg_database_size pg_get_constraintdef pg_get_expr pg_get_function_result pg_get_indexdef pg_get_partkeydef pg_get_triggerdef
+    pg_column_size pg_database_size pg_get_constraintdef pg_get_expr pg_get_function_result pg_get_indexdef pg_get_partkeydef
+    pg_get_serial_sequence pg_get_triggerdef
     pg_has_role pg_indexes_size pg_is_in_recovery pg_notify pg_options_to_table pg_partition_tree pg_postmaster_start_time
-    pg_relation_size pg_size_pretty pg_sleep pg_stat_get_dead_tuples pg_stat_get_live_tuples pg_table_size pg_total_relation_size
+    pg_relation_filenode pg_relation_size pg_size_pretty pg_sleep pg_stat_get_dead_tuples pg_stat_get_live_tuples pg_table_size pg_total_relation_size
     pg_stat_get_tuples_deleted pg_stat_get_tuples_inserted pg_stat_get_tuples_updated
     pg_try_advisory_xact_lock power quote_ident quote_literal random regexp_match regexp_replace regexp_split_to_array replace right round
     row_number row_security_active row_to_json set_config split_part starts_with statement_timestamp string_agg string_to_array

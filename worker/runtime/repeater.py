@@ -17,6 +17,8 @@ from packhorse.worker.service import Service
 
 #: The turn of a process that is killed ends after TURN_SECONDS; the others ask this often.
 TURN_SECONDS, ASK_SECONDS = 6.0, 2.0
+#: Its listener looks this often whether it is to end.
+IDLE_SECONDS = 0.2
 
 
 class Repeater(Service):
@@ -55,7 +57,7 @@ class Repeater(Service):
         except StoreUnavailable:  # said by worker/redis/server.py; nothing could be published either
             ours = False
         if ours and self._listener is None:
-            self._listener = Listener(self._open_connection, self._pass_on)
+            self._listener = Listener(self._open_connection, self._pass_on, IDLE_SECONDS)
             self._listener.start()
         elif not ours:
             self._end()
@@ -72,6 +74,7 @@ class Repeater(Service):
     def _end(self) -> None:
         if self._listener is not None:
             self._listener.stop()
+            self._listener.wait(TURN_SECONDS)  # longer than its connection may take
             self._listener = None
 
     def on_stop(self) -> None:
