@@ -80,9 +80,8 @@ class Intake:
         self.backlog = False
         self.signalled = True
         self.next_poll = 0.0
-        self.heard_for = (
-            inf  # when to look for a message that all our peers have heard of; set by the listener
-        )
+        # when to look for a message that all our peers have heard of; set by the listener
+        self.heard_for = inf
         self.held = 0
         self.done: list[ClaimedMessage] = []
         self._next_due = 0.0  # when the next message will be due, as far as the last claim knew
