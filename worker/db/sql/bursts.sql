@@ -1,10 +1,15 @@
 -- name: look_for_work
 -- Do these worker processes hold something, and could something of their queues and types start now? No row
 -- before one of them has registered. The gates are those of the claim; a rate limit is none here, for it only
--- asks for patience.
+-- asks for patience. What ran in one of them when it died is held, too: it runs again after a moment.
 select
   exists (select from packhorse.message_queue m
-    where m.lease_token is not null and m.lease_holder = any (%(workers)s::uuid[])) as held,
+    where m.lease_token is not null and m.lease_holder = any (%(workers)s::uuid[]))
+  or exists (select from packhorse.message_queue m
+    where m.queue = any (k.queues) and m.state = 'pending' and m.crashes > 0
+      and m.run_at <= clock_timestamp() + interval '1 minute'
+      and m.history -> -1 ->> 'event' in ('crash', 'lease_expired')
+      and m.history -> -1 ->> 'holder' = any (%(workers)s::text[])) as held,
   exists (
     select from packhorse.message_queue m join packhorse.queues q on q.name = m.queue
     where m.queue = any (k.queues) and packhorse.names_type(k.message_types, m.message_type)
