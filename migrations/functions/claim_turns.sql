@@ -118,7 +118,9 @@ begin
       select m.id, m.concurrency_key, i.place,
         row_number() over (partition by m.concurrency_key order by i.place) as nth
       from unnest(p_before || p_ids) with ordinality as i (id, place)
-      join packhorse.message_queue m on m.id = i.id) f
+      -- one by one, as in take_first_of_each
+      cross join lateral (
+        select q.id, q.concurrency_key from packhorse.message_queue q where q.id = i.id limit 1) m) f
     left join lateral packhorse.key_allowance(p_queue, f.concurrency_key, p_now) k on true
     where f.place > cardinality(p_before)
       and (f.concurrency_key is null or f.nth <= coalesce(k.room, 2147483647))
@@ -206,17 +208,20 @@ language plpgsql as $$
 -- of each, and it is locked by its id. turns: keys of which it could not be taken.
 begin
   with met as (
-    select t.place, t.key, m.id, m.conversation_key is null
-        or not exists (select from packhorse.conversation_holders(m.conversation_key, m.id)) as free
+    select t.place, t.key, f.id, f.free
     from unnest(p_turns) with ordinality as t (key, priority, room, run_at, id, place)
-    join packhorse.message_queue m on m.id = t.id
-    where m.queue = p_queue.name and m.state = 'pending' and packhorse.is_due(m.run_at, p_now)
-      and not packhorse.runs_apart((m.crashes + 0)::smallint)
-      and m.run_at >= coalesce(p_since[t.priority], '-infinity')
-      and packhorse.is_worth_doing(m.expires_at, p_now)
-      and packhorse.is_wanted(m.message_type, p_types, p_held)
-      and (p_turns[t.place - 1]).key is distinct from t.key -- its first priority
-    for update of m skip locked
+    -- one by one: a plan that was made for a small table would join all of it
+    cross join lateral (
+      select m.id, m.conversation_key is null
+          or not exists (select from packhorse.conversation_holders(m.conversation_key, m.id)) as free
+      from packhorse.message_queue m
+      where m.id = t.id and m.queue = p_queue.name and m.state = 'pending'
+        and packhorse.is_due(m.run_at, p_now) and not packhorse.runs_apart((m.crashes + 0)::smallint)
+        and m.run_at >= coalesce(p_since[t.priority], '-infinity')
+        and packhorse.is_worth_doing(m.expires_at, p_now)
+        and packhorse.is_wanted(m.message_type, p_types, p_held)
+      limit 1 for update of m skip locked) f
+    where (p_turns[t.place - 1]).key is distinct from t.key -- its first priority
   )
   select array_agg(m.id order by m.place) filter (where m.free),
     array_agg(m.key order by m.place) filter (where m.free),

@@ -347,11 +347,14 @@ def test_a_tenant_is_1_to_500_characters(sql: Sql) -> None:
 @pytest.mark.parametrize(
     "limit", [{"max_concurrency_per_key": 1}, {"rate_limit_per_key": 1, "rate_interval_per_key": "1 hour"}]
 )
-def test_a_backlog_of_a_full_key_is_not_walked(sql: Sql, limit: dict) -> None:
-    """With plans that were made while the table was empty."""
+@pytest.mark.parametrize("analysed", [False, True])
+def test_a_backlog_of_a_full_key_is_not_walked(sql: Sql, limit: dict, analysed: bool) -> None:
+    """With plans that were made while the table was empty, or for so many messages as are there."""
     sql.set_queue(**limit)
     assert taken(sql, 1) == []
     fill(sql, {"full": 5000}, "concurrency_key")
+    if analysed:
+        sql.rows("analyze message_queue")
     assert taken(sql, 10) == ["full"]
     fill(sql, {"a": 1, "b": 1, "z": 1}, "concurrency_key")
     touched = "select idx_tup_fetch from pg_stat_xact_user_tables where relname = 'message_queue'"
