@@ -20,7 +20,7 @@ from pika.exceptions import AMQPError
 from pika.frame import Method
 from pika.spec import Basic
 
-from packhorse.worker.amqp.connection import BrokerAway, explained, parameters
+from packhorse.worker.amqp.connection import BrokerAway, explained, parameters, root_of
 from packhorse.worker.config import Settings
 from packhorse.worker.errors import ConfigError
 
@@ -83,7 +83,7 @@ class BrokerLoop:
 
     def _on_connection(self, result: Any) -> None:
         if isinstance(result, BaseException):
-            self._lost(_root(result))
+            self._lost(root_of(result))
             return
         if self._ending:
             result.close()
@@ -197,15 +197,3 @@ class BrokerLoop:
             self._lost(reason)
         if not self._connections:
             self.ioloop.stop()
-
-
-def _root(error: BaseException) -> BaseException:
-    """The last failure of a connection workflow over several hosts: they most often fail alike."""
-    attempts = getattr(error, "exceptions", None)
-    while attempts:
-        error = attempts[-1]
-        attempts = getattr(error, "exceptions", None)
-    inner = getattr(error, "exception", None)
-    while isinstance(inner, BaseException):
-        error, inner = inner, getattr(inner, "exception", None)
-    return error
