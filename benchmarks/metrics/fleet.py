@@ -173,7 +173,7 @@ def start(fleet: Fleet) -> Iterator[tuple[str, float, str]]:
 
 def idle(fleet: Fleet) -> Iterator[tuple[str, float, str]]:
     """Nothing to do."""
-    time.sleep(QUIET_SECONDS)
+    time.sleep(QUIET_SECONDS)  # what the start has left to do
     began, cpu, pool = time.monotonic(), server_cpu(fleet), pooler_cpu(fleet)
     before = fleet.system.activity()[0]
     time.sleep(IDLE_SECONDS)  # the measured window
