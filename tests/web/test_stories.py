@@ -21,7 +21,7 @@ from tests.support.workers import Daemon, Ledger
 
 # a story is a browser, a daemon and many steps: with a processor that is busy it takes longer than the two
 # minutes that other tests have
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.fixture
@@ -46,10 +46,8 @@ def people(chromium: Any, page: Page) -> Iterator[Callable[..., Person]]:
         return everybody[-1]
 
     yield arrives
-    complaints = [complaint for person in everybody for complaint in person.complaints]
-    for person in everybody:
-        person.context.close()
-    assert complaints == []
+    # their contexts end with the browser: closing one by itself can wait without end, and did once for 900 s
+    assert [complaint for person in everybody for complaint in person.complaints] == []
 
 
 @pytest.fixture
