@@ -35,6 +35,7 @@ ALL_METRICS = (
     "bursts",
     "http",
     "push",
+    "relay",
     "web",
 )
 HOME = Path(__file__).resolve().parent.parent

@@ -19,6 +19,7 @@ from benchmarks.metrics import (
     producers,
     push,
     recovery,
+    relay,
     snapshot,
     tree,
     waiting,
@@ -80,6 +81,8 @@ def cases(metrics: tuple[str, ...], snapshot_messages: tuple[int, ...]) -> list[
         found += [(case, http_enqueue.measure) for case in http_enqueue.CASES]
     if "push" in metrics:
         found += [(case, push.measure) for case in push.CASES]
+    if "relay" in metrics:
+        found += [(case, relay.measure) for case in relay.CASES]
     if "web" in metrics:
         found += [(case, web.measure) for case in web.CASES]
     return found

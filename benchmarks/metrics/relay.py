@@ -1,173 +1,200 @@
-"""How many messages a second does `packhorse relay` bring from Postgres to RabbitMQ, beside a bare loop?
+"""RabbitMQ: what `packhorse relay` brings there, beside a bare loop (systems/bare_relay.py), and what
+`packhorse worker --broker amqp` handles from there, beside dramatiq's own (systems/dramatiq_rabbitmq.py).
 
-The bare loop is what one would write by hand: claim a batch, publish it with confirms over one connection,
-complete it with the next claim. It takes the same SQL. `bare` publishes by basic_publish, a write for each
-message; `bare, one write` writes a batch at once, as the relay does. All in turns, in one run.
-
-Alone, with a database of its own (it is migrated) and a virtual host: DATABASE_URL=… PACKHORSE_AMQP_URL=…
-python -m benchmarks.metrics.relay [messages] [rounds]
+Packhorse only: the peers take their turns inside the case, on the same server and the same RabbitMQ node, so
+a ratio compares neighbours of one round. Everybody begins at a full queue; the clock runs from the first
+look at which some of it is gone until none is left, and so does the processor time of his processes.
 """
 
 from __future__ import annotations
 
-import os
-import statistics
-import subprocess
-import sys
+import re
 import time
-from collections import deque
-from typing import Any
-from uuid import uuid4
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
-import pika
 import psycopg
-from pika import frame, spec
+from pydantic import SecretStr
 
-from benchmarks.systems.packhorse import command
+from benchmarks.harness.config import Settings
+from benchmarks.harness.processes import Child, Workers, python_child
+from benchmarks.metrics.base import Case, Number
+from benchmarks.systems import bare_relay, dramatiq_rabbitmq
+from benchmarks.systems.base import THREADS, System
+from benchmarks.systems.packhorse import ACTORS, QUEUE, Adapter, command
 from packhorse.worker.amqp.connection import declare_queues
-from packhorse.worker.amqp.envelope import body_of, properties_of
-from packhorse.worker.amqp.topology import ForwardedQueue
-from packhorse.worker.attempt.messages import ClaimedMessage
-from packhorse.worker.config import load_settings
-from packhorse.worker.db.connection import connect
-from packhorse.worker.store import messages as store
+from packhorse.worker.config import Settings as PackhorseSettings
+from tests.support.rabbitmq import PROGRAM, Node, Place
 
-QUEUE = "bench"
-MESSAGES, ROUNDS, BATCH = 20_000, 3, 500
-WAIT_SECONDS = 120.0
-FILL = """
-select packhorse.enqueue_payloads('bench', 'bench', (
-  select jsonb_agg(jsonb_build_object('number', n, 'text', 'what a message of the benchmark looks like, about'))
-  from generate_series(1, %s) n))
-"""
+RELAY, CONSUME = Case("relay/rate"), Case("relay/consume")
+CASES = [RELAY, CONSUME]
+MESSAGES = 40_000
+DRAIN_SECONDS, LOOK_SECONDS = 180.0, 0.02
 LEFT = "select count(*) from packhorse.message_queue where queue = 'bench'"
 
 
-class BareLoop:
-    """Claim, publish with confirms, complete; one thread, nothing else."""
+@dataclass(frozen=True)
+class Run:
+    """How quickly one of them was: messages a second, and his processor time in seconds per 1,000."""
 
-    def __init__(self, database: str, url: str, *, one_write: bool) -> None:
-        self._one_write = one_write
-        self._connection = connect(database, times_in_utc=True)
-        self._names = ForwardedQueue(QUEUE, 16)
-        self._holder = uuid4()
-        self._done: list[ClaimedMessage] = []
-        self._unconfirmed: deque[int] = deque()
-        self._sent = 0
-        self._pika = pika.SelectConnection(pika.URLParameters(url), on_open_callback=self._on_open)
+    rate: float
+    cpu: float
 
-    def run(self) -> None:
-        """Until nothing is due."""
-        self._pika.ioloop.start()
-        self._connection.close()
+    def numbers(self, name: str) -> Iterator[Number]:
+        """For the table."""
+        yield Number("relay", name, 1, self.rate, "messages/s")
+        yield Number("relay", f"{name}: processor time", 1, self.cpu * 1000, "ms/1000")
 
-    def _on_open(self, connection: Any) -> None:
-        connection.channel(on_open_callback=self._on_channel)
-
-    def _on_channel(self, channel: Any) -> None:
-        self._channel = channel
-        channel.confirm_delivery(self._on_confirm, callback=lambda _: self._turn())
-
-    def _turn(self) -> None:
-        done = self._done
-        rows, _ = store.complete_and_claim(
-            self._connection, [m.id for m in done], [m.lease_token for m in done], self._holder, [QUEUE], BATCH,
-            "60 seconds", None, forward="amqp",
-        )  # fmt: skip
-        now = time.monotonic()
-        self._done = [ClaimedMessage(row, now + 60, now) for row in rows]
-        if not self._done:
-            self._pika.ioloop.stop()
-        frames: list[bytes] = []
-        for message in self._done:
-            self._sent += 1
-            self._unconfirmed.append(self._sent)
-            if self._one_write:
-                exchange, key = self._names.address(message.conversation_key)
-                body = body_of(message)
-                method = spec.Basic.Publish(exchange=exchange, routing_key=key, mandatory=True)
-                frames.append(frame.Method(1, method).marshal())
-                frames.append(frame.Header(1, len(body), properties_of(message)).marshal())
-                frames.append(frame.Body(1, body).marshal())
-                continue
-            self._channel.basic_publish(
-                *self._names.address(message.conversation_key), body_of(message), properties_of(message), True
-            )
-
-        if frames:
-            self._pika._output_marshaled_frames([b"".join(frames)])
-
-    def _on_confirm(self, answer: Any) -> None:
-        tag = answer.method.delivery_tag
-        if answer.method.multiple:
-            while self._unconfirmed and self._unconfirmed[0] <= tag:
-                self._unconfirmed.popleft()
-        else:
-            self._unconfirmed.remove(tag)
-        if not self._unconfirmed:
-            self._turn()
+    def beside(self, other: Run, names: str) -> Iterator[Number]:
+        """This one's rate and processor time as shares of the other's."""
+        yield Number("relay", names, 1, self.rate / other.rate, "")
+        yield Number("relay", f"{names}: processor time", 1, self.cpu / other.cpu, "")
 
 
-def bare(database: str, url: str, *, one_write: bool) -> float:
-    """Seconds that the loop takes for what is due."""
-    loop = BareLoop(database, url, one_write=one_write)
-    started = time.perf_counter()
-    loop.run()
-    return time.perf_counter() - started
+@contextmanager
+def rabbitmq() -> Iterator[Node]:
+    """A node of its own. Raises RuntimeError when RabbitMQ is not installed."""
+    if PROGRAM is None:
+        raise RuntimeError("RabbitMQ is not installed (Debian: apt-get install rabbitmq-server)")
+    with ExitStack() as stack:
+        place = Place()
+        stack.callback(place.close)
+        node = Node(place)
+        stack.callback(node.close)
+        yield node.start().wait_ready()
 
 
-def relay(connection: psycopg.Connection[Any]) -> float:
-    """Seconds that `packhorse relay` takes from the first completion to the last, for all messages."""
-    process = subprocess.Popen(
-        command("relay", "--processes", "1"), env=os.environ | {"PACKHORSE_METRICS_PORT": "0"}
+def depth(node: Node, vhost: str) -> int:
+    """Messages of QUEUE in a virtual host, delivered ones too, of the moment."""
+    said = node.ask(  # in a function, for the shell keeps what is bound
+        f'(fun() -> {{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"{vhost}">>, queue, <<"{QUEUE}">>)),'
+        " case amqqueue:get_type(Q) of rabbit_quorum_queue -> {ok, {_, M}, _} ="
+        " ra:leader_query(amqqueue:get_pid(Q), fun rabbit_fifo:query_messages_total/1), M;"
+        " _ -> proplists:get_value(messages, rabbit_amqqueue:info(Q, [messages])) end end)()"
     )
+    if not re.fullmatch(r"\d+", said):
+        raise RuntimeError(f"RabbitMQ says of {QUEUE}: {said}")
+    return int(said)
+
+
+def measure_drain(left: Callable[[], int], start: Callable[[], Workers]) -> Run:
+    """Of what is there. Raises TimeoutError."""
+    total = remaining = left()
+    workers = start()
     try:
-        total = left = connection.execute(LEFT).fetchone()[0]  # type: ignore[index]
-        deadline = time.monotonic() + WAIT_SECONDS
-        began, at = 0.0, total
-        while left and time.monotonic() < deadline:
-            time.sleep(0.02)
-            left = connection.execute(LEFT).fetchone()[0]  # type: ignore[index]
-            if left < total and not began:
-                began, at = time.perf_counter(), left
-        if left:
-            raise RuntimeError(f"{left} messages are left after {WAIT_SECONDS:.0f} s")
-        return (time.perf_counter() - began) * total / at
+        deadline = time.monotonic() + DRAIN_SECONDS
+        began, at, cpu = 0.0, total, 0.0
+        while remaining:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{remaining} messages are left after {DRAIN_SECONDS:.0f} s")
+            workers.check()
+            time.sleep(LOOK_SECONDS)  # observed from outside, everybody alike
+            remaining = left()
+            if remaining < total and not began:
+                began, at, cpu = time.monotonic(), remaining, workers.cpu_seconds()
+        took, used = time.monotonic() - began, workers.cpu_seconds() - cpu
     finally:
-        process.terminate()
-        process.wait(30)
+        workers.stop()
+    return Run(at / took, used / at * 1000)
 
 
-def main(messages: int = MESSAGES, rounds: int = ROUNDS) -> None:
-    """Print the rates of each round and the median of their ratios."""
-    settings = load_settings()
-    assert settings.database_url is not None, "DATABASE_URL"
-    assert settings.amqp_url is not None, "PACKHORSE_AMQP_URL"
-    database, url = settings.database_url.get_secret_value(), settings.amqp_url.get_secret_value()
-    subprocess.run(command("migrate", "up"), check=True, capture_output=True)
-    ratios: dict[str, list[float]] = {"bare": [], "bare, one write": []}
-    with psycopg.connect(database, autocommit=True) as connection:
-        connection.execute("select packhorse.declare_queue('bench')")
+def measure(system: System, case: Case, settings: Settings) -> Iterator[Number]:
+    """The relay, or the consumption."""
+    assert isinstance(system, Adapter), "only Packhorse lists these cases"
+    with rabbitmq() as node, psycopg.connect(system.store_url(), autocommit=True) as connection:
+        bench = Bench(system, node, connection, settings.size(MESSAGES))
+        yield from bench.relay() if case == RELAY else bench.consume()
+
+
+class Bench:
+    """One case: a database, a node, and what both sides of a comparison do alike."""
+
+    def __init__(
+        self, system: Adapter, node: Node, connection: psycopg.Connection[tuple[int]], messages: int
+    ) -> None:
+        self._system = system
+        self._node = node
+        self._connection = connection
+        self._messages = messages
         connection.execute("""select packhorse.set_queue('bench', '{"forward": "amqp"}')""")
-        declare_queues(settings, [QUEUE], "bench")
-        for _ in range(rounds):
-            rates = {}
-            for name in (*ratios, "relay"):
-                connection.execute(FILL, (messages,))
-                took = (
-                    relay(connection)
-                    if name == "relay"
-                    else bare(database, url, one_write="one write" in name)
-                )
-                rates[name] = messages / took
-                with pika.BlockingConnection(pika.URLParameters(url)) as broker:
-                    broker.channel().queue_purge(QUEUE)
-            for name, found in ratios.items():
-                found.append(rates["relay"] / rates[name])
-            print("; ".join(f"{name}: {rate:.0f} messages/s" for name, rate in rates.items()), flush=True)
-    for name, found in ratios.items():
-        print(f"relay of {name}: {statistics.median(found):.2f} (median)")
 
+    def _left(self) -> int:
+        row = self._connection.execute(LEFT).fetchone()
+        assert row is not None
+        return row[0]
 
-if __name__ == "__main__":
-    main(*map(int, sys.argv[1:3]))
+    def _fill(self) -> None:
+        """Postgres, in one commit."""
+        with self._connection.transaction():
+            self._system.fill(self._connection, self._messages)
+        self._connection.execute("analyze packhorse.message_queue")
+
+    def _vhost(self, name: str) -> str:
+        """Its URL; its queue is declared by those who use it."""
+        self._node.add_vhost(name)
+        return self._node.url(name)
+
+    def _packhorse(self, url: str, *arguments: str) -> Workers:
+        environment = self._system.environment() | {
+            "PACKHORSE_AMQP_URL": url,
+            "PACKHORSE_AMQP_PARTITIONS": str(bare_relay.PARTITIONS),
+        }
+        return Workers([Child(command(*arguments), environment)], 1)
+
+    def _bare(self, url: str, *, one_write: bool) -> Run:
+        """The loop runs in this process, which does nothing else meanwhile."""
+        loop = bare_relay.BareLoop(self._system.store_url(), url, QUEUE, one_write=one_write)
+        began, cpu = time.monotonic(), time.process_time()
+        loop.run()
+        took, used = time.monotonic() - began, time.process_time() - cpu
+        return Run(self._messages / took, used / self._messages * 1000)
+
+    def _declared(self, name: str) -> str:
+        """A virtual host with the queue as Packhorse declares it."""
+        url = self._vhost(name)
+        declare_queues(
+            PackhorseSettings(amqp_url=SecretStr(url), amqp_partitions=bare_relay.PARTITIONS),
+            [QUEUE],
+            "bench",
+        )
+        return url
+
+    def relay(self) -> Iterator[Number]:
+        """Each fills an empty queue of its own."""
+        runs: dict[str, Run] = {}
+        for name, one_write in (("bare loop", False), ("bare loop, one write", True)):
+            url = self._declared(name.replace(" ", "-"))
+            self._fill()
+            runs[name] = self._bare(url, one_write=one_write)
+        url = self._declared("relay")
+        self._fill()
+        relay = measure_drain(self._left, lambda: self._packhorse(url, "relay", "--processes", "1"))
+        yield from relay.numbers("relay")
+        for name, run in runs.items():
+            yield from run.numbers(name)
+            yield from relay.beside(run, f"relay of {name}")
+
+    def consume(self) -> Iterator[Number]:
+        """The same messages, brought by the bare loop, from a full queue of each kind."""
+        arguments = ("worker", "--broker", "amqp", "--processes", "1", "--threads", str(THREADS), ACTORS)
+        url = self._declared("packhorse")
+        ours = self._consume("packhorse", url, lambda: self._packhorse(url, *arguments))
+        yield from ours.numbers("consume")
+        for kind in ("quorum", "classic"):
+            url = self._vhost(kind)
+            dramatiq_rabbitmq.broker(url, kind).close()
+            environment = {dramatiq_rabbitmq.URL: url, dramatiq_rabbitmq.KIND: kind}
+            theirs = self._consume(kind, url, lambda env=environment: self._dramatiq(env))  # type: ignore[misc]
+            yield from theirs.numbers(f"consume by dramatiq, {kind} queue")
+            yield from ours.beside(theirs, f"consume of dramatiq, {kind} queue")
+
+    def _dramatiq(self, environment: dict[str, str]) -> Workers:
+        child = python_child(dramatiq_rabbitmq.MODULE, "worker", env=environment)
+        child.expect("ready")
+        return Workers([child], 1)
+
+    def _consume(self, vhost: str, url: str, start: Callable[[], Workers]) -> Run:
+        self._fill()
+        self._bare(url, one_write=True)
+        return measure_drain(lambda: depth(self._node, vhost), start)

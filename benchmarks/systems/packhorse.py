@@ -135,6 +135,8 @@ class Adapter(PostgresSystem):
             "recovery",
             "http/enqueue",
             "push/rate",
+            "relay/rate",
+            "relay/consume",
             "web/pages",
             NO_OP_SYNC,
             "waiting/pickup",
