@@ -117,6 +117,13 @@ def test_with_the_role_of_the_reader_no_token_is_seen(database):
             )
 
 
+def test_how_long_the_database_was_busy_is_known_also_of_what_was_given_up(site):
+    for seconds, at_least in ((0.2, 0.2), (30, 1.0)):
+        before = site.busy_seconds
+        ask(site, (f"slow {seconds}", 0.0, one, f"select 1 from pg_sleep({seconds})"))
+        assert site.busy_seconds - before >= at_least
+
+
 def test_a_slow_or_locked_question_ends_and_the_old_answer_counts(site, database):
     slow = threading.Event()
 
@@ -273,13 +280,17 @@ class Asking:
 
     def __init__(self):
         self.asked_total = 0
+        self.busy_seconds = 0.0
 
 
-def test_a_tick_waits_until_what_the_last_one_cost_is_within_the_budget(monkeypatch):
-    """However much is asked: between two ticks lies the time that it may take."""
+@pytest.mark.parametrize("counted", ["asked_total", "busy_seconds"])
+def test_a_tick_waits_until_what_the_last_one_cost_is_within_the_budget(monkeypatch, counted):
+    """However much is asked, and however long it takes: between two ticks lies the time that it may take."""
     monkeypatch.setattr(live, "TICK_SECONDS", 0.02)
     monkeypatch.setattr(live, "MOST_SECONDS", 0.5)
     monkeypatch.setattr(live, "MOST_QUERIES_PER_SECOND", 400.0)
+    monkeypatch.setattr(live, "MOST_BUSY", 400.0)
+    monkeypatch.setattr(live, "MOST_BUSY_SECONDS", 0.5)
     site, moments, clock = Asking(), [], time.monotonic
 
     async def watch():
@@ -288,7 +299,8 @@ def test_a_tick_waits_until_what_the_last_one_cost_is_within_the_budget(monkeypa
         moments.append((clock(), 0))
         async for event in ticker.events():
             if event.startswith(b"event: tick"):
-                site.asked_total += (many := next(asked, None)) or 0
+                many = next(asked, None)
+                setattr(site, counted, getattr(site, counted) + (many or 0))
                 moments.append((clock(), many))
                 if many is None:
                     return

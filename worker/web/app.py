@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -16,7 +17,7 @@ from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, RedirectResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -28,6 +29,7 @@ from packhorse.worker.web.access import COOKIE, CSRF_FIELD, HEADERS, Refused, Ro
 from packhorse.worker.web.enqueue_api import EnqueueApi
 from packhorse.worker.web.pages import SCREENS
 from packhorse.worker.web.reading import Reader, Site
+from packhorse.worker.web.refreshes import Refresh
 from packhorse.worker.web.routes import Endpoint, Entry, Frame, Visit
 from packhorse.worker.web.screens import Query, Screen
 
@@ -39,7 +41,7 @@ MOST_FORM_BYTES = 8 * 1_048_576
 
 
 def _show(screen: Screen) -> Endpoint:
-    async def show(visit: Visit) -> Response:
+    async def whole(visit: Visit) -> Response:
         assert visit.site is not None and visit.visitor is not None
         reader = Reader(visit.site)
         query = Query(visit.request.path_params, dict(visit.request.query_params), visit.visitor)
@@ -55,7 +57,24 @@ def _show(screen: Screen) -> Endpoint:
             screen=screen,
         )
 
+    async def body(visit: Visit) -> bytes:
+        return bytes((await whole(visit)).body)
+
+    async def show(visit: Visit) -> Response:
+        if not visit.is_refresh:
+            return await whole(visit)
+        assert visit.site is not None and visit.visitor is not None
+        key = (visit.here, visit.visitor.role, visit.notice)
+        return _refreshed(visit, await visit.site.refreshes.get(key, partial(body, visit)))
+
     return show
+
+
+def _refreshed(visit: Visit, refresh: Refresh) -> Response:
+    headers = {"Cache-Control": "no-store", "Vary": "HX-Request, Cookie, Accept-Encoding"}
+    if refresh.compressed is None or "gzip" not in visit.request.headers.get("accept-encoding", ""):
+        return HTMLResponse(refresh.body, headers=headers)
+    return HTMLResponse(refresh.compressed, headers={**headers, "Content-Encoding": "gzip"})
 
 
 async def _live(visit: Visit) -> Response:
@@ -274,7 +293,7 @@ def _detail(visit: Visit, error: StoreError) -> str:
 
 def _to_login(visit: Visit) -> Response:
     path = f"{visit.frame.settings.web_base_path}/login"
-    if visit.request.method != "GET" or visit.request.headers.get("hx-request") == "true":
+    if visit.request.method != "GET" or visit.is_refresh:
         return _error(visit, 401, "You are not logged in.", "Load the page again.")
     return RedirectResponse(
         render.link(

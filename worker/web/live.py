@@ -2,7 +2,9 @@
 O6).
 
 A tick comes every two seconds, and later when what the pages asked since the last one is more than their
-budget: so they send MOST_QUERIES_PER_SECOND statements at most, however many look and at whatever.
+budget: so they send MOST_QUERIES_PER_SECOND statements at most, however many look and at whatever. When
+they kept the database busy for more than MOST_BUSY of the time it comes later as well, up to
+MOST_BUSY_SECONDS: a database that is slow because others work on it is asked less.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from packhorse.worker.web.reading import Site
 TICK_SECONDS = 2.0
 #: The budget of what refreshes by itself; what people click comes on top.
 MOST_QUERIES_PER_SECOND = 4.0
+MOST_BUSY, MOST_BUSY_SECONDS = 0.02, 10.0
 #: Nobody waits longer for a tick, whatever the last one cost.
 MOST_SECONDS = 30.0
 MOST_LISTENERS = 500
@@ -56,13 +59,17 @@ class Ticker:
             queue.put_nowait(None)
 
     async def _tick(self) -> None:
-        asked = self._site.asked_total
+        asked, busy = self._site.asked_total, self._site.busy_seconds
         pause = TICK_SECONDS
         while True:
             await asyncio.sleep(pause)
-            now = self._site.asked_total
-            pause = min(MOST_SECONDS, max(TICK_SECONDS, (now - asked) / MOST_QUERIES_PER_SECOND))
-            asked = now
+            earlier_asked, earlier_busy = asked, busy
+            asked, busy = self._site.asked_total, self._site.busy_seconds
+            pause = max(
+                TICK_SECONDS,
+                min(MOST_SECONDS, (asked - earlier_asked) / MOST_QUERIES_PER_SECOND),
+                min(MOST_BUSY_SECONDS, (busy - earlier_busy) / MOST_BUSY),
+            )
             for queue in self._listeners:
                 if not queue.full():  # who has not read the last one needs no second
                     queue.put_nowait("tick")

@@ -28,6 +28,7 @@ from packhorse.worker.db.pool import ConnectionPool
 from packhorse.worker.db.queries import sql
 from packhorse.worker.db.sessions import open_owner, open_work
 from packhorse.worker.errors import InvalidArgument, StoreError, StoreRejected, StoreUnavailable
+from packhorse.worker.web.refreshes import Refreshes
 
 T = TypeVar("T")
 logger = logging.getLogger("packhorse.web")
@@ -81,7 +82,8 @@ class Site:
     """One database as the page sees it.
 
     name: in the path when there are several. prefix: of its paths, without the base path. url: the embedded
-    server's, where settings.database_url is not set. asked_total: statements that have read something.
+    server's, where settings.database_url is not set. asked_total: statements that have read something;
+    busy_seconds: how long it has worked on questions, previews apart.
     """
 
     def __init__(self, name: str, prefix: str, settings: Settings, url: str | None = None) -> None:
@@ -89,7 +91,9 @@ class Site:
         self.prefix = prefix
         self.settings = settings
         self.asked_total = 0
+        self.busy_seconds = 0.0
         self.url = url
+        self.refreshes = Refreshes()
         self._begin = "web_begin"
         self._kept: OrderedDict[Hashable, KeptAnswer] = OrderedDict()
         self._kept_bytes = 0
@@ -184,6 +188,7 @@ class Site:
         seen.
         """
         self._acted_at = time.monotonic()
+        self.refreshes.forget()
         self._flights.clear()
         for key, kept in list(self._kept.items()):
             self._kept[key] = replace(kept, asked_at=float("-inf"))
@@ -230,13 +235,15 @@ class Site:
             connection.execute(sql(self._begin), prepare=False)  # several statements in one round trip
             if many_cores:
                 connection.execute(sql("web_many_cores"), prepare=False)
-            before = connection.executed_total
+            before, begun_at = connection.executed_total, time.monotonic()
             try:
                 found = function(connection, *args)
                 connection.commit()  # after a rollback psycopg sends DEALLOCATE ALL as well
                 return found
             finally:
                 self.asked_total += connection.executed_total - before
+                if not many_cores:
+                    self.busy_seconds += time.monotonic() - begun_at
                 if not connection.closed:
                     connection.rollback()  # sends nothing when that is over
 

@@ -39,6 +39,22 @@ class Visit:
     forms: Mapping[str, list[str]] = field(default_factory=dict)
 
     @property
+    def is_refresh(self) -> bool:
+        """Does a page that is open ask for what is in it, and not a person for a page?"""
+        return self.request.headers.get("hx-request") == "true"
+
+    @property
+    def here(self) -> str:
+        """The address that is asked for."""
+        url = self.request.url
+        return url.path + (f"?{url.query}" if url.query else "")
+
+    @property
+    def notice(self) -> str | None:
+        """What an act has said to this visitor, for this page."""
+        return self.frame.notices.get(self.request.query_params.get("said", ""), self.visitor)
+
+    @property
     def prefix(self) -> str:
         return self.frame.settings.web_base_path + (self.site.prefix if self.site else "")
 
@@ -92,19 +108,16 @@ class Frame:
         self, visit: Visit, template: str, title: str, model: Any = None, *, status: int = 200, **more: Any
     ) -> Response:
         names = {
-            "layout": "fragment.html" if visit.request.headers.get("hx-request") == "true" else "base.html",
+            "layout": "fragment.html" if visit.is_refresh else "base.html",
             "title": title,
             "model": model,
-            "visitor": visit.visitor,
             "site": visit.site,
             "sites": self.sites,
             "screens": SCREENS,
             "link": visit.link,
             "static": self._static,
             "base": self.settings.web_base_path,
-            "here": str(visit.request.url.path)
-            + (f"?{visit.request.url.query}" if visit.request.url.query else ""),
-            "csrf": self.access.csrf(visit.visitor),
+            "here": visit.here,
             "can": lambda role: visit.visitor is not None and visit.visitor.may(Role[role.upper()]),
             "key_text": lambda key: self.key_text(visit.visitor, key),
             "error_text": lambda text: masks.error_text(text, visit.visitor),
@@ -116,9 +129,11 @@ class Frame:
             "screen": None,
             "version": __version__,
             "acts": ACTS,
-            "notice": self.notices.get(visit.request.query_params.get("said", ""), visit.visitor),
+            "notice": visit.notice,
             **more,
         }
+        if not (visit.is_refresh and names["screen"]):  # a refresh is for all of a role: see refreshes.py
+            names |= {"visitor": visit.visitor, "csrf": self.access.csrf(visit.visitor)}
         html = render.environment().get_template(template).render(names)
         return HTMLResponse(html, status, {"Cache-Control": "no-store", "Vary": "HX-Request, Cookie"})
 
