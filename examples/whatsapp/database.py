@@ -13,9 +13,9 @@ from examples.whatsapp.webhook import QUEUE
 from packhorse.worker.config import Settings
 from packhorse.worker.db import migrate
 from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.embedded import Embedded
 from packhorse.worker.db.queries import Statement
 from packhorse.worker.db.sessions import names_of, open_work
-from packhorse.worker.embedded import Embedded
 
 #: Sessions, memory, workflows, bookings: the conversation platform beside the queue.
 SETS = ("platform",)

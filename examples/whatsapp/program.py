@@ -32,7 +32,7 @@ from examples.whatsapp.watch import Monitor, Picture
 from examples.whatsapp.workers import Workers
 from packhorse.worker.config import Settings, load_settings
 from packhorse.worker.db.connection import DeadlineConnection
-from packhorse.worker.embedded import programs
+from packhorse.worker.db.embedded import programs
 from packhorse.worker.errors import ConfigError, StoreError, WorkerError
 from packhorse.worker.exits import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 

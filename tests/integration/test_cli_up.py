@@ -14,7 +14,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from packhorse.worker.embedded import running_url
+from packhorse.worker.db.embedded import running_url
 from packhorse.worker.exits import EXIT_OK, EXIT_SCHEMA, EXIT_USAGE
 from tests.support.cli import Cli
 from tests.support.waiting import wait_until

@@ -16,7 +16,7 @@ import psycopg
 import pytest
 
 from packhorse.worker import forks
-from packhorse.worker.embedded import Embedded, EmbeddedError, programs, running_url
+from packhorse.worker.db.embedded import Embedded, EmbeddedError, programs, running_url
 from tests.support.postgres import open_for_everyone
 from tests.support.waiting import wait_until
 from tests.support.workers import ROOT
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 #: Holds the server in another process until it is told to go.
 HOLDER = """
 import sys, pathlib
-from packhorse.worker.embedded import Embedded
+from packhorse.worker.db.embedded import Embedded
 server = Embedded(pathlib.Path(sys.argv[1])).start()
 print("held", flush=True)
 sys.stdin.readline()

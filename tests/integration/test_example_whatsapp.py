@@ -40,7 +40,7 @@ from examples.whatsapp.webhook import QUEUE, ingest, read, signature_fits
 from packhorse.platform import add_message, get_or_create_session
 from packhorse.worker.db import migrate
 from packhorse.worker.db.connection import connect
-from packhorse.worker.embedded import running_url
+from packhorse.worker.db.embedded import running_url
 from tests.support.postgres import Database
 from tests.support.waiting import wait_until
 

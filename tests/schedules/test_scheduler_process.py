@@ -17,7 +17,7 @@ import pytest
 
 from packhorse.worker.db import migrate
 from packhorse.worker.db.connection import connect
-from packhorse.worker.embedded import Embedded
+from packhorse.worker.db.embedded import Embedded
 from packhorse.worker.exits import EXIT_USAGE
 from tests.process.test_privacy_and_clock import FAKETIME
 from tests.sql.platform.conftest import create_platform_database

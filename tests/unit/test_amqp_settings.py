@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from packhorse.worker.config import load_settings, shown
-from packhorse.worker.config_amqp import amqp_urls
+from packhorse.worker.config.amqp import amqp_urls
 from packhorse.worker.errors import ConfigError
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from packhorse.worker import folder
 from packhorse.worker.errors import ConfigError
+from packhorse.worker.runtime import folder
 
 
 @pytest.fixture

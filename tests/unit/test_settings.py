@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from packhorse.worker.config import load_settings
-from packhorse.worker.embedded import Embedded
+from packhorse.worker.db.embedded import Embedded
 from packhorse.worker.errors import ConfigError
 
 URL = "postgresql://worker@db/app"

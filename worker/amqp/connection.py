@@ -25,7 +25,7 @@ from pika.exceptions import (
 
 from packhorse.worker.amqp.topology import ForwardedQueue, declare
 from packhorse.worker.config import Settings, mask_url
-from packhorse.worker.config_amqp import amqp_urls
+from packhorse.worker.config.amqp import amqp_urls
 from packhorse.worker.errors import ConfigError, WorkerError
 
 _ACCESS_REFUSED, _NOT_ALLOWED = 403, 530

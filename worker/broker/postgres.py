@@ -38,10 +38,10 @@ from packhorse.worker.broker.waking import Waking
 from packhorse.worker.config import Settings, load_settings
 from packhorse.worker.db.async_connection import AsyncDeadlineConnection, current_async, in_thread
 from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.embedded import running_url
 from packhorse.worker.db.errors import translated
 from packhorse.worker.db.pool import ConnectionPool
 from packhorse.worker.db.sessions import open_work
-from packhorse.worker.embedded import running_url
 from packhorse.worker.enqueue import capture
 from packhorse.worker.enqueue.encoding import Encoded, Signature, check_actor, encode
 from packhorse.worker.enqueue.insert import insert

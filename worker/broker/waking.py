@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from packhorse.worker.config import Settings
-from packhorse.worker.config_wakeups import no_redis_url
+from packhorse.worker.config.wakeups import no_redis_url
 from packhorse.worker.store.wakes import Wake
 
 if TYPE_CHECKING:

@@ -167,7 +167,7 @@ def declare(name: str, said: Mapping[str, Any], where: str | None = None) -> Ser
     def wrong(place: str, text: str) -> None:
         problems.append(f"{where or f'service {name!r}'}: {place}: {text}")
 
-    if not isinstance(name, str) or not re.match(NAME_PATTERN, name):
+    if not isinstance(name, str) or not re.fullmatch(NAME_PATTERN, name):
         wrong(
             "name",
             "a letter or underscore, then letters, digits, dot, underscore or dash; 100 characters at most",

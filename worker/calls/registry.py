@@ -22,9 +22,9 @@ from packhorse.worker.calls.remote import RemoteService
 from packhorse.worker.calls.reports import BreakerReports, EndedProbe, end_probe
 from packhorse.worker.config import Settings, load_settings
 from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.embedded import running_url
 from packhorse.worker.db.pool import ConnectionPool
 from packhorse.worker.db.sessions import open_work
-from packhorse.worker.embedded import running_url
 from packhorse.worker.errors import ConfigError, InvalidArgument, StoreError
 from packhorse.worker.store import services as store
 from packhorse.worker.suggest import did_you_mean, near_miss

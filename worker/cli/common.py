@@ -145,7 +145,7 @@ def database_url(settings: Settings, *, owner: bool = False) -> str:
         url = settings.database_url.get_secret_value()
         url_parts(url)
         return url
-    from packhorse.worker import embedded
+    from packhorse.worker.db import embedded
 
     found = embedded.running_url(settings.data_dir, role=embedded.OWNER if owner else embedded.ROLE)
     if found is None:

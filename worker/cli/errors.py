@@ -69,7 +69,7 @@ class ErrorReport:
 
 def describe(error: WorkerError) -> ErrorReport:
     """The ErrorReport of any error that Packhorse raises on purpose."""
-    from packhorse.worker.embedded import EmbeddedError, EmbeddedMissing
+    from packhorse.worker.db.embedded import EmbeddedError, EmbeddedMissing
 
     if isinstance(error, CommandError):
         return ErrorReport(error.code, str(error), error.exit_code, error.field, error.hint)

@@ -16,7 +16,7 @@ from packhorse.worker.db.sessions import names_of
 from packhorse.worker.doctor.adopted import examine_newly_adopted
 from packhorse.worker.errors import SchemaMismatch
 from packhorse.worker.exits import EXIT_OK, EXIT_SCHEMA
-from packhorse.worker.store import installation
+from packhorse.worker.store import migrations
 
 app = typer.Typer(no_args_is_help=True, help="The schema: apply, list, check, adopt.")
 app.command("adopt")(migrate_adopt.adopt_command)
@@ -80,7 +80,7 @@ def up(
 def status(as_json: AsJson = False) -> int:
     """List every migration: applied, pending, changed or unknown to this release."""
     with database(owner=True, check=False) as connection:
-        found = installation.migration_status(connection)
+        found = migrations.status(connection)
     if as_json:
         print_json(found)
     else:

@@ -31,7 +31,7 @@ def relay(processes: Processes = None, queues: Queues = None) -> int:
     ends.
     """
     from packhorse.worker.amqp import require_pika
-    from packhorse.worker.embedded import Embedded
+    from packhorse.worker.db.embedded import Embedded
     from packhorse.worker.fleet.supervisor import Supervisor
     from packhorse.worker.observe.systemd import Notifier
 

@@ -33,7 +33,7 @@ def scheduler(modules: Modules = None) -> int:
     """Fire schedules and run maintenance. Any number of these may run: none leads. Signals as for `packhorse
     worker`.
     """
-    from packhorse.worker.embedded import Embedded
+    from packhorse.worker.db.embedded import Embedded
     from packhorse.worker.fleet.supervisor import Supervisor
     from packhorse.worker.observe.systemd import Notifier
 

@@ -89,8 +89,8 @@ def _with_database_of_theirs(settings: Settings, reload: bool) -> int:
 
 
 def _with_embedded(settings: Settings, given: dict[str, Any], reload: bool) -> int:
+    from packhorse.worker.db.embedded import Embedded
     from packhorse.worker.db.sessions import names_of
-    from packhorse.worker.embedded import Embedded
 
     server = Embedded(settings.data_dir)
     try:

@@ -68,7 +68,7 @@ def worker(
     """Run handlers. SIGTERM or Ctrl-C drains, a second one interrupts, SIGHUP restarts one process at a
     time.
     """
-    from packhorse.worker.embedded import Embedded
+    from packhorse.worker.db.embedded import Embedded
     from packhorse.worker.fleet.reload import check_reload, reloading
     from packhorse.worker.fleet.supervisor import Supervisor
     from packhorse.worker.observe.systemd import Notifier

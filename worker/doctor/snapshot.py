@@ -170,8 +170,8 @@ def write() -> None:
     """
     import tempfile
 
+    from packhorse.worker.db.embedded import Embedded
     from packhorse.worker.db.sessions import open_own_server
-    from packhorse.worker.embedded import Embedded
 
     with tempfile.TemporaryDirectory(prefix="ph-") as folder:
         server = Embedded(Path(folder))

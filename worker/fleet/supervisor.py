@@ -23,7 +23,7 @@ from collections.abc import Callable
 from functools import partial
 from uuid import UUID, uuid4
 
-from packhorse.worker import folder, forks
+from packhorse.worker import forks
 from packhorse.worker.config import Settings
 from packhorse.worker.exits import EXIT_FAILED, EXIT_OK, EXPECTED_CHILD_EXITS, FATAL_CHILD_EXITS
 from packhorse.worker.fleet.child import (
@@ -57,6 +57,7 @@ from packhorse.worker.observe.process_stats import (
     ProcessStats,
 )
 from packhorse.worker.observe.systemd import Notifier
+from packhorse.worker.runtime import folder
 from packhorse.worker.runtime.running_ids import RunningIds
 
 logger = logging.getLogger("packhorse.supervisor")

@@ -12,11 +12,11 @@ from collections.abc import Iterable
 
 import dramatiq
 
-from packhorse.worker import folder
 from packhorse.worker.broker.postgres import PostgresBroker
 from packhorse.worker.calls.push.declarations import require_handlers
 from packhorse.worker.config import Settings, load_settings
 from packhorse.worker.errors import ConfigError, WorkerError
+from packhorse.worker.runtime import folder
 from packhorse.worker.runtime.pushes import declare_pushes
 from packhorse.worker.suggest import near_miss
 

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from packhorse.worker.broker.postgres import PostgresBroker
-from packhorse.worker.config_wakeups import no_redis_url
+from packhorse.worker.config.wakeups import no_redis_url
 from packhorse.worker.db.listen import Listener
 from packhorse.worker.db.sessions import open_listen
 from packhorse.worker.store.wakes import wake_channel

@@ -48,7 +48,7 @@ def _embedded(folder: Path) -> AbstractContextManager[PackhorseDatabase]:
     """A server with its data in this folder. Without the extra that carries it a test needs no traceback to
     say so.
     """
-    from packhorse.worker.embedded import EmbeddedMissing, programs
+    from packhorse.worker.db.embedded import EmbeddedMissing, programs
     from packhorse.worker.testing.queue import PackhorseDatabase
 
     try:

@@ -24,15 +24,16 @@ from packhorse.worker.config import Settings, load_settings
 from packhorse.worker.db import migrate
 from packhorse.worker.db.borrowed import with_parsed_json
 from packhorse.worker.db.connection import DeadlineConnection, url_parts
+from packhorse.worker.db.databases import ensure_database
+from packhorse.worker.db.embedded import Embedded
 from packhorse.worker.db.errors import translated
 from packhorse.worker.db.sessions import names_of, open_work
-from packhorse.worker.embedded import Embedded
 from packhorse.worker.errors import InvalidArgument
 from packhorse.worker.observe.process_stats import HURRY, ProcessStats
 from packhorse.worker.runtime.process import WorkerProcess
 from packhorse.worker.runtime.running_ids import RunningIds
 from packhorse.worker.states import Verb
-from packhorse.worker.store import bursts, installation
+from packhorse.worker.store import bursts
 from packhorse.worker.store import messages as message_store
 from packhorse.worker.store import testing as store
 from packhorse.worker.testing.report import MessageReport, QueueNotEmpty, RunReport
@@ -99,7 +100,7 @@ class PackhorseDatabase:
         if worker is not None:
             own = f"{name}_{worker}"
             with cls(url).connection() as connection:
-                installation.ensure_database(connection, own)
+                ensure_database(connection, own)
             url = with_database(url, own)
         database = cls(url)
         with database.connection(deadline_seconds=600.0) as connection:

@@ -13,7 +13,7 @@ from packhorse.worker.db.connection import DeadlineConnection, connect
 from packhorse.worker.db.names import Names
 from packhorse.worker.errors import MigrationError, SchemaMismatch
 from packhorse.worker.exits import EXIT_OK, EXIT_SCHEMA, EXIT_USAGE
-from packhorse.worker.store import installation
+from packhorse.worker.store import migrations
 from tests.sql.parking import in_background
 from tests.support.accounting import effects
 from tests.support.cli import Cli
@@ -128,9 +128,7 @@ def test_a_platform_that_is_newer_than_the_code_is_refused_and_named(
     if unknown.startswith("platform"):
         with pytest.raises(SchemaMismatch, match=unknown):
             migrate.down(connection)
-    assert [row["state"] for row in installation.migration_status(connection) if row["name"] == unknown] == [
-        "unknown"
-    ]
+    assert [row["state"] for row in migrations.status(connection) if row["name"] == unknown] == ["unknown"]
 
 
 def test_a_changed_migration_of_the_platform_is_refused(

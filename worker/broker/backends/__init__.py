@@ -15,7 +15,7 @@ from dramatiq.results import ResultBackend
 
 from packhorse.worker.broker.backends.rate_limits import PostgresRateLimiterBackend
 from packhorse.worker.broker.backends.results import PostgresResultBackend
-from packhorse.worker.config_wakeups import no_redis_url
+from packhorse.worker.config.wakeups import no_redis_url
 
 if TYPE_CHECKING:
     from packhorse.worker.broker.postgres import PostgresBroker

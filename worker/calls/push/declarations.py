@@ -116,7 +116,7 @@ def declare_push(types: str, said: Mapping[str, Any], where: str) -> PushDeclara
     url = _url(said.get("url"), wrong, allow_private=private, allow_http=http)
     secret_file = _secret_file(said.get("secret_file"), wrong)
     queue = said.get("queue", "default")
-    if not isinstance(queue, str) or not re.match(NAME_PATTERN, queue):
+    if not isinstance(queue, str) or not re.fullmatch(NAME_PATTERN, queue):
         wrong("queue", "must be the name of a queue")
     numbers = {
         name: _whole(said, name, usual, most, wrong)

@@ -1,30 +1,15 @@
-"""What stands before and beside the migrations: database, login role, status."""
+"""Which migrations the code has, and which the database."""
 
 from __future__ import annotations
 
-from packhorse.worker.db import composed, migration_files
+from packhorse.worker.db import migration_files
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.errors import translated
-from packhorse.worker.db.queries import sql
 from packhorse.worker.records import Row
 from packhorse.worker.store.rows import rows, value
 
 
-def ensure_database(connection: DeadlineConnection, name: str) -> None:
-    """Create a database unless it is there. Raises StoreError."""
-    with translated():
-        if not value(connection, "database_exists", (name,)):
-            connection.execute(_statement("create_database", name=name), prepare=False)
-
-
-def ensure_login_role(connection: DeadlineConnection, name: str) -> None:
-    """Create a login in packhorse_worker unless the role is there. Raises StoreError."""
-    with translated():
-        if not value(connection, "role_exists", (name,)):
-            connection.execute(_statement("create_login_role", name=name), prepare=False)
-
-
-def migration_status(connection: DeadlineConnection) -> list[Row]:
+def status(connection: DeadlineConnection) -> list[Row]:
     """Every migration that code or database knows, by name: its state and when it was applied.
 
     state: applied, pending (the code has it, the database does not), changed (the file differs from what
@@ -49,13 +34,6 @@ def migration_status(connection: DeadlineConnection) -> list[Row]:
         }
         for name in sorted({*ours, *theirs})
     ]
-
-
-def _statement(statement: str, **names: str) -> composed.Composed:
-    """A statement whose {names} are identifiers."""
-    return composed.SQL(sql(statement)).format(
-        **{key: composed.Identifier(name) for key, name in names.items()}
-    )
 
 
 def _state(ours: str | None, theirs: str | None) -> str:

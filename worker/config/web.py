@@ -1,4 +1,4 @@
-"""Settings of the page: where it listens, who may come (SPEC O6). A part of config.Settings."""
+"""Settings of the page: where it listens, who may come (SPEC O6). A part of Settings."""
 
 from __future__ import annotations
 
@@ -9,16 +9,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, SecretStr, field_validator
 
+from packhorse.worker.config.lists import NameList
+
 #: First parts of paths that the page has for itself.
 WEB_PATHS = ("login", "logout", "static", "healthz", "v1")
-
-
-def split(value: Any) -> Any:
-    """A list of names as TOML has it, or as one text with commas; what is neither, as it is."""
-    parts = value.split(",") if isinstance(value, str) else value
-    if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
-        return value
-    return tuple(part.strip() for part in parts if part.strip())
 
 
 class WebSettings(BaseModel):
@@ -33,7 +27,7 @@ class WebSettings(BaseModel):
         8400, ge=0, le=65535, description="Port of the page. 0: any free one, which is printed."
     )
     web_base_path: str = Field("", description="Path under which a proxy shows the page: `/packhorse`.")
-    web_hosts: tuple[str, ...] = Field(
+    web_hosts: NameList = Field(
         (),
         description="Names by which browsers reach the page, besides those of loopback; others are refused.",
     )
@@ -44,7 +38,7 @@ class WebSettings(BaseModel):
         None,
         description="Signs sessions of the page, 32 characters at least; none: a new one at each start, so everybody logs in again.",
     )
-    web_trusted_proxies: tuple[str, ...] = Field(
+    web_trusted_proxies: NameList = Field(
         (), description="Addresses and networks of proxies whose headers count: `10.0.0.0/8`."
     )
     web_user_header: str | None = Field(
@@ -67,11 +61,6 @@ class WebSettings(BaseModel):
         default_factory=dict,
         description="Several databases on one page, name to connection string; none: database_url. Tokens are those of the first.",
     )
-
-    @field_validator("web_hosts", "web_trusted_proxies", mode="before")
-    @classmethod
-    def _names(cls, value: Any) -> Any:
-        return split(value)
 
     @field_validator("web_base_path")
     @classmethod

@@ -31,10 +31,10 @@ from urllib.parse import quote
 from packhorse.worker import forks
 from packhorse.worker.db import migrate
 from packhorse.worker.db.connection import DeadlineConnection
+from packhorse.worker.db.databases import ensure_database, ensure_login_role
 from packhorse.worker.db.names import Names
 from packhorse.worker.db.sessions import open_own_server
 from packhorse.worker.errors import WorkerError
-from packhorse.worker.store import installation
 
 POSTGRES_VERSION = 18
 DATABASE = "packhorse"
@@ -182,13 +182,13 @@ class Embedded:
         """
         admin = open_own_server(self._url(OWNER, "postgres"), "up")
         try:
-            installation.ensure_database(admin, DATABASE)
+            ensure_database(admin, DATABASE)
         finally:
             admin.close()
         owner = open_own_server(self.owner_url, "up", names=names, deadline_seconds=600)
         try:
             done = migrate.up(owner, report, sets=sets)
-            installation.ensure_login_role(owner, ROLE)
+            ensure_login_role(owner, ROLE)
         finally:
             owner.close()
         return done

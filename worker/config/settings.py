@@ -1,39 +1,24 @@
-"""Settings: one frozen, validated object from environment and packhorse.toml (SPEC W11).
-
-Nobody else reads the environment. `load_settings` raises ConfigError with every problem at once;
-secrets never appear in a message. Order: keyword > environment > TOML file > default.
-"""
+"""All settings, each with its bounds and its sentence, and the rules across them (SPEC W11)."""
 
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
-import tomllib
-from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from packhorse.worker.clock import TICK_SECONDS
-from packhorse.worker.config_amqp import AmqpSettings
-from packhorse.worker.config_wakeups import WakeupSettings
-from packhorse.worker.config_web import WebSettings, split
-from packhorse.worker.errors import ConfigError
-from packhorse.worker.suggest import near_miss
+from packhorse.worker.config.amqp import AmqpSettings
+from packhorse.worker.config.lists import NameList
+from packhorse.worker.config.wakeups import WakeupSettings
+from packhorse.worker.config.web import WebSettings
 
-PREFIX = "PACKHORSE_"
-#: Variables with our prefix that are none: where the file is, and the database of an application's tests
-#: (worker/testing/plugin.py).
-NO_SETTINGS = frozenset({"PACKHORSE_CONFIG", "PACKHORSE_TEST_DATABASE_URL"})
-MAX_SECRET_BYTES = 65536
-#: Tables of packhorse.toml that schedules/config.py, calls/declarations.py and calls/push read.
-SECTIONS = ("schedules", "retention", "partitions", "gates", "services", "push")
 #: Said by the setting and by whoever is asked to trace without the package.
 TRACING_NEEDS = "needs the package opentelemetry-api: pip install 'packhorse[otel]'"
-NAME_PATTERN = r"^[A-Za-z_][A-Za-z0-9._-]{0,99}$"
+#: Of a queue, a message type, a service; for fullmatch.
+NAME_PATTERN = r"[A-Za-z_][A-Za-z0-9._-]{0,99}"
 #: Blanks, capitals and quotes are welcome; these characters would mean something in the texts that the name
 #: is put into.
 SCHEMA_PATTERN = r"[^%$\\{}\x00-\x1f]+"
@@ -59,14 +44,12 @@ class Settings(WakeupSettings, AmqpSettings, WebSettings):
     platform_schema: str = Field(
         "public", description="Schema that holds the tables of the conversation platform."
     )
-    actors: tuple[str, ...] = Field(
-        (), description="Modules that declare actors, imported by each worker process."
-    )
+    actors: NameList = Field((), description="Modules that declare actors, imported by each worker process.")
     app_dir: Path | None = Field(
         None,
         description="Folder with the modules of `actors`, entered by each process at its start; none: the current folder, by its name.",
     )
-    queues: tuple[str, ...] = Field(
+    queues: NameList = Field(
         (), description="Queues to work on; empty: every queue of the registered actors."
     )
     processes: int = Field(1, ge=1, le=256, description="Worker processes under one parent.")
@@ -169,11 +152,6 @@ class Settings(WakeupSettings, AmqpSettings, WebSettings):
         """The same for another database: one of web_databases."""
         return self.model_copy(update={"database_url": url, "maintenance_url": None, "listen_url": None})
 
-    @field_validator("actors", "queues", mode="before")
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        return split(value)
-
     @field_validator("actors")
     @classmethod
     def _module_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -189,10 +167,8 @@ class Settings(WakeupSettings, AmqpSettings, WebSettings):
     @field_validator("queues")
     @classmethod
     def _queue_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        import re
-
         for name in value:
-            if not re.fullmatch(NAME_PATTERN[1:-1], name):
+            if not re.fullmatch(NAME_PATTERN, name):
                 raise ValueError(
                     f"{name[:40]!r} is not a queue name (letter or underscore first, 100 characters at most)"
                 )
@@ -271,170 +247,3 @@ def _is_installed(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except ImportError:
         return False
-
-
-#: Settings that may come from a file: systemd credentials, mounted secrets. Other settings are no secrets.
-SECRETS = frozenset(
-    name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)
-)
-
-
-def load_settings(
-    environ: Mapping[str, str] | None = None, toml_path: Path | None = None, **overrides: Any
-) -> Settings:
-    """Build Settings from keywords, environment and TOML; raise ConfigError with all problems.
-
-    environ: default os.environ. toml_path: default PACKHORSE_CONFIG or ./packhorse.toml when it exists.
-    """
-    environ = os.environ if environ is None else environ
-    problems: list[str] = []
-    values: dict[str, Any] = {}
-    sources: dict[str, str] = {}
-    named = toml_path or (Path(environ["PACKHORSE_CONFIG"]) if environ.get("PACKHORSE_CONFIG") else None)
-    path = named or Path("packhorse.toml")
-    # a mount whose source was missing leaves a folder; a link may lead nowhere
-    if os.path.lexists(path) and not path.is_file():
-        problems.append(f"{path}: is there, but is no file that can be read")
-    elif path.is_file():
-        try:
-            values.update(
-                (name, value)
-                for name, value in tomllib.loads(path.read_text()).items()
-                if name not in SECTIONS
-            )
-            sources.update(dict.fromkeys(values, str(path)))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-            problems.append(f"{path}: not readable as TOML: {error}")
-    elif named:
-        problems.append(f"{path}: no such configuration file")
-    _read_environment(environ, values, sources, problems)
-    values.update({key: value for key, value in overrides.items() if value is not None})
-    for name in [name for name in values if name not in Settings.model_fields]:
-        near = near_miss(name, [*Settings.model_fields, *SECTIONS])
-        problems.append(
-            f"{sources.get(name, name)}: no setting {name!r}" + (f"; did you mean {near!r}?" if near else "")
-        )
-        del values[name]
-    try:
-        settings = Settings(**values)
-    except ValidationError as error:
-        items = error.errors(include_input=False, include_url=False)
-        problems.extend(line for item in items for line in _describe(item, sources).splitlines())
-        problems.extend(_hidden(values, {str(item["loc"][0]) for item in items if item["loc"]}))
-        raise ConfigError(problems) from None
-    if problems:
-        raise ConfigError(problems)
-    return settings
-
-
-@cache
-def own_schema() -> str:
-    """The setting db_schema of this process, read once: for calls that have a connection and nothing else.
-    Raises ConfigError.
-    """
-    return load_settings().db_schema
-
-
-def _read_environment(
-    environ: Mapping[str, str], values: dict[str, Any], sources: dict[str, str], problems: list[str]
-) -> None:
-    """DATABASE_URL, then every variable with our prefix; a secret NAME also from the file that
-    PACKHORSE_<NAME>_FILE names.
-    """
-    if environ.get("DATABASE_URL"):
-        values["database_url"] = environ["DATABASE_URL"]
-        sources["database_url"] = "DATABASE_URL"
-    for variable, text in environ.items():
-        if not variable.startswith(PREFIX) or variable in NO_SETTINGS:
-            continue
-        name = variable[len(PREFIX) :].lower()
-        secret = name.removesuffix("_file")
-        if name.endswith("_file") and secret in SECRETS:
-            if variable.removesuffix("_FILE") in environ:
-                problems.append(f"{variable}: {variable.removesuffix('_FILE')} is set too; keep one of them")
-                continue
-            values[secret] = _read_secret(variable, Path(text), problems)
-            sources[secret] = variable
-        elif text or name not in SECRETS:
-            # an empty one, as an unset variable of a compose file leaves it, hides no other source
-            values[name] = text
-            sources[name] = variable
-
-
-def _read_secret(variable: str, path: Path, problems: list[str]) -> str | None:
-    """The one line of a file that holds a secret; None, and a problem that never shows its content, when
-    there is none.
-    """
-    try:
-        with path.open("rb") as file:
-            text = file.read(MAX_SECRET_BYTES + 1).decode().strip()
-    except OSError as error:
-        problems.append(f"{variable}: {path} cannot be read: {error.strerror}")
-    except UnicodeDecodeError:
-        problems.append(f"{variable}: {path} is not UTF-8 text")
-    else:
-        if text and len(text.splitlines()) == 1 and len(text) <= MAX_SECRET_BYTES:
-            return text
-        problems.append(f"{variable}: {path} must hold one line with the value, and nothing else")
-    return None
-
-
-def _hidden(values: dict[str, Any], refused: set[str]) -> list[str]:
-    """What is wrong across the settings that are right by themselves; pydantic looks at that only when all of
-    them are.
-    """
-    if not refused:
-        return []
-    try:
-        Settings(**{name: value for name, value in values.items() if name not in refused})
-    except ValidationError as error:
-        lines = [
-            line
-            for item in error.errors(include_input=False, include_url=False)
-            for line in _describe(item, {}).splitlines()
-        ]
-        return [line for line in lines if not any(name in line for name in refused)]
-    return []
-
-
-def _describe(item: Any, sources: Mapping[str, str]) -> str:
-    """One problem as a sentence: source, field, what is wrong, allowed range; never the value."""
-    name = ".".join(str(part) for part in item["loc"]) or "settings"
-    where = f" (from {sources[name]})" if name in sources else ""
-    text = item["msg"].removeprefix("Value error, ")
-    return f"{name}{where}: {text}" if item["loc"] else text
-
-
-def shown(settings: Settings) -> dict[str, Any]:
-    """Settings for people: secrets replaced by their shape."""
-    result: dict[str, Any] = {}
-    for name in Settings.model_fields:
-        value = getattr(settings, name)
-        if name == "web_secret":
-            result[name] = value and "***"
-        elif isinstance(value, SecretStr):
-            result[name] = mask_url(value.get_secret_value())
-        elif isinstance(value, dict):
-            result[name] = {key: mask_url(url.get_secret_value()) for key, url in value.items()}
-        elif isinstance(value, tuple):
-            result[name] = list(value)
-        else:
-            result[name] = str(value) if isinstance(value, Path) else value
-    return result
-
-
-def mask_url(url: str) -> str:
-    """A connection string without its password: a URL, or libpq's keywords with their spaces, quotes and
-    backslashes.
-    """
-    import re
-
-    if re.match(r"\s*[\w+.-]+://", url):
-        url = re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", url)
-        return re.sub(r"(password=)[^&\s]*", r"\1***", url, flags=re.IGNORECASE)
-    return re.sub(
-        r"(password\s*=\s*)('(?:[^'\\]|\\.)*'?|(?:[^\s\\]|\\.)*)",
-        r"\1***",
-        url,
-        flags=re.IGNORECASE | re.DOTALL,
-    )

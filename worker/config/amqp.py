@@ -1,4 +1,4 @@
-"""Settings of the way through RabbitMQ (docs/rabbitmq.md). A part of config.Settings."""
+"""Settings of the way through RabbitMQ (docs/rabbitmq.md). A part of Settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings of how idle workers hear of messages (SPEC Q10). A part of config.Settings."""
+"""Settings of how idle workers hear of messages (SPEC Q10). A part of Settings."""
 
 from __future__ import annotations
 
