@@ -72,9 +72,9 @@ create or replace function packhorse.edit_dead_letter(
   p_before jsonb default null
 ) returns boolean
 language plpgsql as $$
--- Replace the payload of a dead letter before it is redriven; the old one is kept in operator_actions.
--- p_before: the payload that the editor has seen; when somebody has changed it meanwhile, PH005 and nothing
--- happens.
+-- Replace the payload of a dead letter before it is redriven. What is recorded has no values
+-- (payload_change). p_before: the payload that the editor has seen; when somebody has changed it meanwhile,
+-- PH005 and nothing happens.
 declare
   v_old jsonb;
 begin
@@ -94,13 +94,12 @@ begin
   end if;
   update packhorse.dead_letters set payload = p_payload, edited_at = clock_timestamp() where id = p_id;
   insert into packhorse.operator_actions (action, operator, reason, message_id, details)
-  values ('edit_dead_letter', p_operator, p_reason, p_id,
-    jsonb_build_object('before', v_old, 'after', p_payload));
+  values ('edit_dead_letter', p_operator, p_reason, p_id, packhorse.payload_change(v_old, p_payload));
   return true;
 end
 $$;
 comment on function packhorse.edit_dead_letter(bigint, jsonb, text, text, jsonb) is
-  'Replace the payload of a dead letter; the old one is recorded.';
+  'Replace the payload of a dead letter; which keys differ is recorded.';
 
 create or replace function packhorse.purge_dead_letters(
   p_ids bigint[] default null, p_fingerprint text default null, p_queue text default null,

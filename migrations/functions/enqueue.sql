@@ -109,6 +109,9 @@ begin
     perform packhorse.refuse_argument('fairness_key', 'must have 1 to 500 characters');
   elsif length(p_dedup_key) not between 1 and 500 then
     perform packhorse.refuse_argument('dedup_key', 'must have 1 to 500 characters');
+  elsif p_dedup_key is null and p_dedup_window <> '5 minutes' then
+    perform packhorse.refuse_argument('dedup_window', 'without dedup_key it means nothing',
+      'Give the key, too.');
   elsif p_dedup_key is not null and coalesce(p_dedup_window,
     '-1 s') not between interval '0' and '366 days' then
     perform packhorse.refuse_argument('dedup_window', 'must be between 0 and 366 days');
@@ -200,9 +203,9 @@ begin
   if not found then
     perform packhorse.require_queue(p_queue);
   end if;
-  if p_dedup_key is not null or packhorse.is_enqueueable(p_message_type, p_payload, p_options, p_priority,
-      v_run_at, p_max_attempts, p_conversation_key, p_correlation_id, p_trace_context, p_expires_at,
-      p_concurrency_key, p_fairness_key) is not true then
+  if p_dedup_key is not null or p_dedup_window <> '5 minutes' or packhorse.is_enqueueable(p_message_type,
+      p_payload, p_options, p_priority, v_run_at, p_max_attempts, p_conversation_key, p_correlation_id,
+      p_trace_context, p_expires_at, p_concurrency_key, p_fairness_key) is not true then
     perform packhorse.check_enqueue_arguments(p_message_type, p_payload, p_options, p_priority, v_run_at,
       p_max_attempts, p_conversation_key, p_dedup_key, p_dedup_window, p_concurrency_key, p_correlation_id,
       p_trace_context, p_expires_at, p_run_at, p_fairness_key);

@@ -60,14 +60,14 @@ def test_groups_count_by_cause_and_list_filters(cli, database):
     assert cli("dead-letter", "groups", "--queue", "nope").code == EXIT_FAILED
 
 
-def test_edit_shows_the_difference_keeps_the_old_and_records_who(cli, database):
+def test_edit_shows_the_difference_and_records_who_and_which_keys(cli, database):
     (letter,) = bury(database)
     ran = cli("dead-letter", "edit", letter, "--payload", '{"key": "good"}', "--reason", "typo")
     assert ran.code == EXIT_OK
     assert '-  "key": 1' in ran.out and '+  "key": "good"' in ran.out
     assert database.value("select payload from dead_letters") == {"key": "good"}
-    assert database.query("select operator, reason, details -> 'before' from operator_actions") == [
-        ("ada", "typo", {"key": 1})
+    assert database.query("select operator, reason, details -> 'changed' from operator_actions") == [
+        ("ada", "typo", ["key"])
     ]
 
 

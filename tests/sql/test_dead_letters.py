@@ -186,13 +186,25 @@ def test_an_act_without_a_target_or_with_absurd_input_is_refused(sql: Sql, call:
     assert sql.refused(f"select {call}") == ("PH001", column)
 
 
-def test_an_edit_replaces_the_payload_and_records_both(sql: Sql) -> None:
+def test_an_edit_replaces_the_payload_and_records_which_keys_differ_but_no_value(sql: Sql) -> None:
     message_id = dead(sql, payload={"a": 1})
     assert sql.value("select edit_dead_letter(%s, %s, 'ann', 'typo')", message_id, Jsonb({"a": 2})) is True
     row = sql.dead(message_id)
     assert row["payload"] == {"a": 2} and row["edited_at"] is not None
     assert acts(sql, "action", "operator", "reason", "message_id", "details") == [
-        ("edit_dead_letter", "ann", "typo", message_id, {"before": {"a": 1}, "after": {"a": 2}})
+        (
+            "edit_dead_letter",
+            "ann",
+            "typo",
+            message_id,
+            {
+                "changed": ["a"],
+                **{
+                    side: sql.value("select md5(%s::jsonb::text)", Jsonb(payload))
+                    for side, payload in (("before", {"a": 1}), ("after", {"a": 2}))
+                },
+            },
+        )
     ]
     assert sql.value("select edit_dead_letter(%s, '{}')", 10**12) is False
 

@@ -128,6 +128,7 @@ ABSURD = [
     ({"dedup_key": ""}, "dedup_key"),
     ({"dedup_key": "x" * 501}, "dedup_key"),
     ({"dedup_key": "k", "dedup_window": None}, "dedup_window"),
+    ({"dedup_window": "1 hour"}, "dedup_window"),
     ({"dedup_key": "k", "dedup_window": "-1 second"}, "dedup_window"),
     ({"dedup_key": "k", "dedup_window": "367 days"}, "dedup_window"),
     ({"delay": "2 hours", "expires_at": "now"}, "expires_at"),

@@ -154,7 +154,7 @@ def edit(
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> int:
-    """Replace the payload before a redrive; shows the difference, keeps the old one on record."""
+    """Replace the payload before a redrive; shows the difference, records which keys differ."""
     given = json_object("payload", payload) if payload is not None else None
     with database() as connection:
         seen = dead_letters.payload(connection, message_id)
