@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from packhorse.worker.runtime.fetcher import OUTCOMES_IN_A_TURN
 from tests.support.postgres import Database
 from tests.support.waiting import wait_until
 from tests.support.workers import Daemon, Ledger
@@ -30,6 +31,33 @@ def test_messages_that_fail_together_are_written_together(
     assert (
         database.value("select count(*) from dead_letters where error_message like 'attempt 1 of %'") == 300
     )
+
+
+def test_while_many_failures_are_written_others_start(
+    database: Database, ledger: Ledger, start_daemon: Callable[..., Daemon]
+) -> None:
+    database.query("select declare_queue('default')")
+    database.query("""create function take_time() returns trigger language plpgsql as $$ begin
+        perform pg_sleep(case when exists (select from packhorse.dead_letters) then 0.01 else 2 end);
+        return new; end $$""")  # while the first is written all others fail
+    database.query(
+        "create trigger take_time before insert on dead_letters for each row execute function take_time()"
+    )
+    database.query(
+        "select enqueue_message('default', 'fails_together', jsonb_build_object('key', n::text), p_max_attempts => 1) from generate_series(1, 600) n"
+    )
+    start_daemon(database, ledger, "tests.support.async_actors")
+    wait_until(lambda: len(ledger.lines("start")) == 600, 60, "all run")
+    ledger.path.with_suffix(".go").touch()
+    wait_until(lambda: int(str(database.value(DEAD))) > 1, 60, "some are written")
+    database.query("select enqueue_message('default', 'effect', '{\"key\": \"other\"}')")
+    wait_until(lambda: database.value(DEAD) == 600, 90, "all are written")
+    wait_until(lambda: database.value("select count(*) from message_archive") == 1, 30, "the other one")
+    written_meanwhile = database.value(
+        "select count(*) from dead_letters, message_archive m where dead_at between m.created_at and m.claimed_at"
+    )
+    # the turn in which it came, and one more at most
+    assert isinstance(written_meanwhile, int) and written_meanwhile <= 2 * OUTCOMES_IN_A_TURN
 
 
 def test_an_ending_that_the_database_refuses_stops_no_other(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
+from pathlib import Path
 
 import dramatiq
 
@@ -42,3 +44,13 @@ async def limited(key: str) -> None:
 async def writes(key: str) -> None:
     note("start", key)
     await packhorse.current_async_connection().execute("insert into public.written values (%s)", (key,))
+
+
+@dramatiq.actor(queue_name="default", actor_name="fails_together", time_limit=600_000)
+async def fails_together(key: str) -> None:
+    """Fails as soon as the file `.go` lies beside the ledger."""
+    note("start", key)
+    go = Path(os.environ["LEDGER"]).with_suffix(".go")
+    while not go.exists():
+        await asyncio.sleep(0.1)
+    raise RuntimeError(f"{key} fails")

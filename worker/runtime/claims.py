@@ -65,7 +65,8 @@ class Intake:
 
     backlog: the last claim took all that it asked for. signalled: something may have become startable since
     the last one looked at the front. next_poll: when to look in any case (monotonic). held: claimed and not
-    handed back by the pool. done: handed back, and to be completed.
+    handed back by the pool. done: handed back, and to be completed. unwritten: handed back, and another
+    outcome is to be written.
     """
 
     def __init__(self, kind: Kind, pace: Pace, claims: Claims) -> None:
@@ -82,7 +83,7 @@ class Intake:
         self.next_poll = 0.0
         # when to look for a message that all our peers have heard of; set by the listener
         self.heard_for = inf
-        self.held = 0
+        self.held = self.unwritten = 0
         self.done: list[ClaimedMessage] = []
         self._next_due = 0.0  # when the next message will be due, as far as the last claim knew
         self._turn = 0  # which queue is looked at first
@@ -90,8 +91,8 @@ class Intake:
 
     def room(self) -> int:
         """How many more messages could start soon."""
-        # what is finished takes no slot: it leaves with the same statement
-        room = self.pace.capacity() - len(self.pool.ready) - self.pool.running
+        # what is done takes no slot: it leaves with the same statement
+        room = self.pace.capacity() - len(self.pool.ready) - self.pool.running - self.unwritten
         if self._most is not None:
             room = min(room, self._most - self.held)
         return max(0, room)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from uuid import UUID
 
 from packhorse.worker.attempt.messages import ClaimedMessage
@@ -34,6 +34,8 @@ from packhorse.worker.store import messages as store
 logger = logging.getLogger("packhorse.fetcher")
 
 SURVIVED_SECONDS = 1.0
+#: When thousands fail together, what they do not hold up is claimed after each so many written outcomes.
+OUTCOMES_IN_A_TURN = 100
 LINGER_SECONDS = 0.005  # with a backlog: wait this long for a bigger batch of completions
 
 
@@ -117,8 +119,9 @@ class Fetcher(Service):
     # -- the loop -------------------------------------------------------------------------------------
     def run_once(self) -> float:
         self._collect()
-        self._outcomes.extend(self._writer.due())
-        while self._outcomes:
+        self._is_to_be_written(self._writer.due())
+        left = max(0, len(self._outcomes) - OUTCOMES_IN_A_TURN)
+        while len(self._outcomes) > left:
             self._write_outcomes()
             self.ticked(time.monotonic())
         self.claims.lost.hand_back(self.in_flight.ids())
@@ -175,7 +178,13 @@ class Fetcher(Service):
             elif message.outcome is None and not message.failed:
                 intake.done.append(message)
             else:
-                self._outcomes.append(message)
+                self._is_to_be_written([message])
+
+    def _is_to_be_written(self, messages: Iterable[ClaimedMessage]) -> None:
+        """Their outcome; until then each takes the room of one that runs."""
+        for message in messages:
+            self._outcomes.append(message)
+            self.claims.intake_of(message).unwritten += 1
 
     def _write_outcomes(self) -> None:
         """Write some outcomes other than done. Raises StoreUnavailable: to be tried again."""
@@ -196,6 +205,7 @@ class Fetcher(Service):
             self.meter.duties.well("complete")
         for message, ended in zip(batch, answers, strict=False):
             self._outcomes.popleft()
+            self.claims.intake_of(message).unwritten -= 1
             if ended is not None:
                 self._ended(message, ended)
 
@@ -227,7 +237,7 @@ class Fetcher(Service):
             if not isinstance(error, StoreUnavailable):
                 # the database refuses the statement, or somebody has locked a row of it: write them one by
                 # one, so that one at fault stops no other
-                self._outcomes.extend(done)
+                self._is_to_be_written(done)
                 del intake.done[: len(done)]
             raise
         after = time.monotonic()
@@ -309,7 +319,7 @@ class Fetcher(Service):
     def mark_refused(self) -> None:
         """The process stops: messages that are done, and whose completion the database refuses, are marked,
         so that nobody runs them again. Raises StoreError."""
-        self._outcomes.extend(self._writer.refused)
+        self._is_to_be_written(self._writer.refused)
         self._writer.refused.clear()
         while self._outcomes:
             self._write_outcomes()  # once more
