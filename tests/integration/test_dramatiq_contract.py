@@ -888,3 +888,33 @@ def test_an_unusable_setting_ends_the_start_of_dramatiqs_worker(monkeypatch):
     monkeypatch.setenv("PACKHORSE_THREDS", "3")
     with pytest.raises(ConfigError, match="threds"):
         dramatiq.Worker(PostgresBroker()).start()
+
+
+@pytest.mark.parametrize("name", ["dramatiq-worker", "runtime"])
+def test_a_quiet_worker_takes_nothing_until_it_is_resumed(name, request, monkeypatch, calls, database):
+    house = House(name, database, monkeypatch)
+
+    @dramatiq.actor
+    def work(number):
+        calls(number)
+
+    house.start()
+    try:
+        ask = "select ask_worker(id, %s, 'ann') from workers where 'work' = any (message_types)"
+        wait_until(lambda: database.query(ask, "quiet") != [], message="it is registered")
+        wait_until(lambda: database.value("select state from workers") == "quiet")
+        for number in range(20):
+            work.send(number)
+        now = database.value("select clock_timestamp()")
+        wait_until(
+            lambda: database.value("select last_seen_at > %s + interval '1 second' from workers", now),
+            message="two beats, and polls between them",
+        )
+        assert (
+            calls.seen == [] and database.value("select count(*) from message_queue where attempt > 0") == 0
+        )
+        assert database.query(ask, "resume") == [("asked",)]
+        house.drained()
+        assert sorted(calls.seen) == list(range(20))
+    finally:
+        house.stop()

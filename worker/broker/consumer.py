@@ -59,8 +59,11 @@ class QueueInFlight:
     """What the consumers of one queue have in flight, and the heartbeat that renews its leases.
 
     It beats as long as a consumer is open or a handed-out message has not come back (FAILURES 49).
-    messages: by id; any thread, single operations only.
+    messages: by id; any thread, single operations only. quiet: operators have asked for it, so nothing more
+    is claimed.
     """
+
+    quiet = False
 
     def __init__(self, broker: Host) -> None:
         self.id = uuid4()
@@ -72,6 +75,7 @@ class QueueInFlight:
             lambda: list(self.messages.values()),
             self._attend,
         )
+        self.heartbeat.on_asked = self._asked
         self._consumers = 0
         self._lock = threading.Lock()
 
@@ -109,6 +113,17 @@ class QueueInFlight:
         with self._lock:
             if not self._consumers and not self.messages:
                 self.heartbeat.stop()
+
+    def _asked(self, request: str | None) -> None:
+        """By `packhorse workers quiet|drain|resume`. Ending the process is its parent's: a drain is quiet."""
+        if self.quiet == (request is not None):
+            return
+        self.quiet = request is not None
+        self.heartbeat.state = "quiet" if self.quiet else "running"
+        if self.quiet:
+            logger.info("worker_quiet worker_id=%s", self.id)
+        else:
+            logger.info("worker_resumed worker_id=%s", self.id)
 
     def _attend(self, message: ClaimedMessage, lease_held: bool) -> None:
         if not lease_held:
@@ -148,10 +163,12 @@ class PostgresConsumer(Consumer):
     def __next__(self) -> ClaimedMessage | None:
         deadline = time.monotonic() + self._timeout
         while True:
+            if self._in_flight.quiet:
+                self._give_back()
             if self._ready:
                 return self._ready.popleft()
             free = self._prefetch - len(self._in_flight.messages)
-            if free > 0:
+            if free > 0 and not self._in_flight.quiet:
                 self._claim(free)
                 if self._ready:
                     continue
@@ -257,11 +274,17 @@ class PostgresConsumer(Consumer):
                 # also when the database does not answer: renewed, it would never run again
                 self._in_flight.forget(message)
 
-    def close(self) -> None:
+    def _give_back(self) -> None:
+        """What the Worker has not taken."""
         try:
             self.requeue(self._ready)
         finally:
             self._ready.clear()
+
+    def close(self) -> None:
+        try:
+            self._give_back()
+        finally:
             if self._open and self._in_flight.leave():  # dramatiq's Worker closes more than once
                 self._deregister()
             self._open = False
