@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 import typer
@@ -47,6 +47,16 @@ def moment(text: str) -> datetime:
     if found.tzinfo is None:
         raise typer.BadParameter(f"{text[:40]!r} has no time zone; append +00:00 or Z")
     return found
+
+
+def past(text: str) -> datetime:
+    """A time as `moment` reads it, or `2h`: so long ago, by the clock of this host."""
+    from packhorse.worker.ops.where import duration_seconds
+
+    try:
+        return datetime.now(UTC) - timedelta(seconds=duration_seconds(text))
+    except InvalidArgument:
+        return moment(text)
 
 
 def duration(name: str, text: str) -> Any:

@@ -28,6 +28,7 @@ from packhorse.worker.cli.common import (
     json_object,
     moment,
     operator_name,
+    past,
     read_stdin,
 )
 from packhorse.worker.cli.editor import edited, seen_by_nobody_else
@@ -91,11 +92,16 @@ def list_messages(
     ] = None,
     since: Annotated[
         datetime | None,
-        typer.Option("--since", parser=moment, metavar="TIME", help="Created at this time or later."),
+        typer.Option(
+            "--since",
+            parser=past,
+            metavar="TIME",
+            help="Created at this time or later; 2h: since two hours ago.",
+        ),
     ] = None,
     until: Annotated[
         datetime | None,
-        typer.Option("--until", parser=moment, metavar="TIME", help="Created before this time."),
+        typer.Option("--until", parser=past, metavar="TIME", help="Created before this time."),
     ] = None,
     where_text: Annotated[
         str | None, typer.Option("--where", "-w", help="Only messages of this filter: 'type=send_* age>2h'.")
