@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -128,8 +129,9 @@ def test_rare_states_are_found_however_many_messages_are_newer(
 
 
 def test_a_walk_ends_after_so_many_messages_and_the_next_page_goes_on(
-    database: Database, connection: DeadlineConnection
+    database: Database, connection: DeadlineConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(browse, "MOST_SECONDS", math.inf)
     database.query(LIVE, "pending", None, 1, 200)
     database.query(LIVE, "pending", None, 10**12, 10**12 + 99)  # ids have gaps
     page = browse.messages(connection, terms("payload.n=150"), None, None, 5, 100)
@@ -141,6 +143,38 @@ def test_a_walk_ends_after_so_many_messages_and_the_next_page_goes_on(
         if page.rows:
             break
     assert (ids(page), walks) == ([150], 2)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "first", "found"),
+    [
+        (0.0, 10, 90),
+        (0.1, 10, 0),
+        (0.06, 10, 0),
+        (0.05, 10, 10),
+        (0.02, 10, 40),
+        (0.001, 10, 90),
+        (0.0, 0, 0),
+    ],
+)
+def test_the_second_step_of_a_walk_is_as_large_as_its_time_allows(
+    seconds: float, first: int, found: int
+) -> None:
+    assert browse._second_step(first, seconds, 90) == found
+
+
+def test_a_walk_that_is_slow_ends_after_its_first_step(
+    database: Database, connection: DeadlineConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database.query(LIVE, "pending", None, 1, 200)
+    monkeypatch.setattr(browse, "MOST_SECONDS", 0.0)
+    page = browse.messages(connection, terms("payload.n=150"), None, None, 5, 100)
+    assert (ids(page), page.older, page.searched_to) == ([], True, 190)
+    page = browse.messages(connection, terms("payload.n=150"), 155, None, 5, 100)
+    assert (ids(page), page.searched_to) == ([150], 145), "and the next one goes on"
+    monkeypatch.setattr(browse, "MOST_SECONDS", math.inf)
+    page = browse.messages(connection, terms("payload.n=150"), None, None, 5, 100)
+    assert (ids(page), page.searched_to) == ([150], 100)
 
 
 def test_a_walk_to_newer_messages_ends_as_well(database: Database, connection: DeadlineConnection) -> None:

@@ -2,12 +2,13 @@
 (browse.sql).
 
 A page is found by id, older or newer than an id, so that turning neither skips nor repeats a message. A
-filter that matches few messages would walk over all that are there: a walk ends after MOST_ROWS of them and
-says how far it came. Nothing here writes or locks.
+filter that matches few messages would walk over all that are there: a walk ends after MOST_ROWS of them, or
+MOST_SECONDS, and says how far it came. Nothing here writes or locks.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,8 +24,9 @@ from packhorse.worker.store.filters import Term
 from packhorse.worker.store.rows import decoded, rows, rows_of, value
 
 #: Messages that one walk looks at, whatever the filter; the first tenth alone at first, which often is
-#: enough.
-MOST_ROWS = 100_000
+#: enough, then as many of the others as a walk of MOST_SECONDS may take at that speed. What vacuum has not
+#: seen, or is not in memory, takes five times as long.
+MOST_ROWS, MOST_SECONDS = 100_000, 0.1
 #: Counted when the planner expects no more than this many, at no higher price (its own unit: a page read in
 #: order is 1).
 MOST_COUNTED = 50_000
@@ -115,25 +117,36 @@ def _walk(
     most_rows: int | None,
 ) -> tuple[list[Row], int | None, datetime | None]:
     """Up to given["limit"] rows in the order of the walk, and the id and time of where it ended before it was
-    through.
+    through. most_rows: None for a walk that is bounded by itself.
     """
     way, bound = ("older", "before") if given["after"] is None else ("newer", "after")
     found: list[Row] = []
     edge: int | None = None
     edge_at: datetime | None = None
     condition, values = filters.condition(terms, filters.KNOWN)
-    for step in (None,) if most_rows is None else (most_rows // 10, most_rows - most_rows // 10):
+    step, begun_at = None if most_rows is None else most_rows // 10, time.monotonic()
+    while True:
         at = {**given, bound: given[bound] if edge is None else edge}
         edge, edge_at = (None, None) if step is None else _edge(connection, place, way, at, step)
-        page = rows_of(
+        found += rows_of(
             connection,
             sql(f"browse_{way}").format(source=place, filter=condition),
             {**at, **values, "edge": edge, "limit": given["limit"] - len(found)},
         )
-        found += page
-        if edge is None or len(found) >= given["limit"]:
+        if most_rows is None or step is None or edge is None or len(found) >= given["limit"]:
+            break
+        most_rows, step = None, _second_step(step, time.monotonic() - begun_at, most_rows - step)
+        if not step:
             break
     return found, edge, edge_at
+
+
+def _second_step(first: int, seconds: float, most: int) -> int:
+    """How many messages the second step of a walk looks at, when the first took so long; 0 for fewer than the
+    first.
+    """
+    fitting = int(min(most, first * MOST_SECONDS / max(seconds, 1e-6) - first))
+    return fitting if fitting >= first else 0
 
 
 def _edge(
