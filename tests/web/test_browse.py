@@ -27,6 +27,11 @@ from generate_series(%s::bigint, %s::bigint) n"""
 ARCHIVED = """
 insert into message_archive (id, queue, message_type, payload, options, priority, state, attempt, crashes, created_at)
 select n, 'default', 'effect', jsonb_build_object('n', n), '{}', 5, 'done', 1, 0, now() from generate_series(%s::bigint, %s::bigint) n"""
+DEAD_OF_ONE = """
+insert into dead_letters (id, queue, message_type, payload, options, priority, reason, error_class, error_message, traceback, fingerprint, attempt, crashes,
+  created_at, dead_at)
+select n, 'default', 'effect', '{}', '{}', 5, 'failed', 'TimeoutError', 'no', 'at', 'large', 1, 0, now() - interval '1 hour',
+  now() - make_interval(secs => (5999 - n) / 10.0) from generate_series(%s::bigint, %s::bigint) n"""
 LIVE = """
 insert into message_queue (id, queue, message_type, payload, state, conversation_key)
 select n, 'default', 'effect', jsonb_build_object('n', n), %s, %s from generate_series(%s::bigint, %s::bigint) n"""
@@ -171,10 +176,10 @@ def test_a_walk_that_is_slow_ends_after_its_first_step(
     page = browse.messages(connection, terms("payload.n=150"), None, None, 5, 100)
     assert (ids(page), page.older, page.searched_to) == ([], True, 190)
     page = browse.messages(connection, terms("payload.n=150"), 155, None, 5, 100)
-    assert (ids(page), page.searched_to) == ([150], 145), "and the next one goes on"
+    assert (ids(page), page.searched_to) == ([150], 144), "and the next one goes on"
     monkeypatch.setattr(browse, "MOST_SECONDS", math.inf)
     page = browse.messages(connection, terms("payload.n=150"), None, None, 5, 100)
-    assert (ids(page), page.searched_to) == ([150], 100)
+    assert (ids(page), page.searched_to) == ([150], 99)
 
 
 def test_a_walk_to_newer_messages_ends_as_well(database: Database, connection: DeadlineConnection) -> None:
@@ -203,20 +208,74 @@ def test_what_would_be_dear_to_count_is_estimated(
 
 def test_groups_are_those_of_the_view(database: Database, connection: DeadlineConnection) -> None:
     fill(database)
-    found = browse.groups(connection, (), 10)
+    groups = browse.groups(connection, (), 10)
+    found = groups.rows
     view = dict(database.query("select fingerprint, count from dead_letter_groups"))
     assert (
         {row["fingerprint"]: row["count"] for row in found} == view == {"cause0": 3, "cause1": 4, "cause2": 3}
     )
     assert [row["newest_id"] for row in found] == [10, 9, 8]
     assert found[0]["error_message"] == "no 10" and found[0]["last_hour"] == 4
-    assert browse.groups(connection, (), 2) == found[:2]
+    assert groups.is_all and browse.groups(connection, (), 2).rows == found[:2]
     few = browse.groups(connection, parse("payload.n<5", DEAD, ()).terms, 10)
-    assert [(row["fingerprint"], row["count"], row["newest_id"]) for row in few] == [
+    assert few.is_all and not any(row["estimated"] for row in (*found, *few.rows))
+    assert [(row["fingerprint"], row["count"], row["newest_id"]) for row in few.rows] == [
         ("cause1", 2, 4),
         ("cause0", 1, 3),
         ("cause2", 1, 2),
     ]
+
+
+def test_of_a_large_table_rare_causes_are_counted_and_others_estimated(
+    database: Database, connection: DeadlineConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(database)
+    whole = browse.groups(connection, (), 10)
+    monkeypatch.setattr(browse, "MOST_LETTERS", 0)
+    bounded = browse.groups(connection, (), 10)
+    assert bounded.is_all
+    assert [{**row, "is_all": None} for row in bounded.rows] == [
+        {**row, "is_all": None} for row in whole.rows
+    ]
+    database.query(DEAD_OF_ONE, 1000, 5999)
+    database.query("analyze dead_letters")
+    monkeypatch.setattr(browse, "MOST_LETTERS_COUNTED", 30)
+    for sampled, least, most in ((10_000, 5000, 5000), (1500, 500, 20_000)):
+        monkeypatch.setattr(browse, "SAMPLED_LETTERS", sampled)
+        first, *others = browse.groups(connection, (), 10).rows
+        assert first["fingerprint"] == "large" and first["estimated"] and least <= first["count"] <= most
+        assert least <= first["last_hour"] <= most and first["newest_id"] == 5999
+        assert [row["count"] for row in others] == [4, 3, 3] and not any(row["estimated"] for row in others)
+    monkeypatch.setattr(browse, "MOST_CAUSES", 3)
+    assert not browse.groups(connection, (), 10).is_all
+
+
+def test_of_a_large_table_a_filter_looks_at_the_newest_letters(
+    database: Database, connection: DeadlineConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(database)
+    every = parse("payload.n>0", DEAD, ()).terms
+    monkeypatch.setattr(browse, "MOST_LETTERS", 0)
+    monkeypatch.setattr(browse, "NEWEST_LETTERS", 10)
+    found = browse.groups(connection, every, 10)
+    assert found.is_all and sum(row["count"] for row in found.rows) == 10
+    monkeypatch.setattr(browse, "NEWEST_LETTERS", 4)
+    found = browse.groups(connection, every, 10)
+    assert not found.is_all and sorted(row["newest_id"] for row in found.rows) == [8, 9, 10]
+    assert sum(row["count"] for row in found.rows) == 5
+    found = browse.groups(connection, parse("payload.n<3", DEAD, ()).terms, 10)
+    assert (found.rows, found.is_all) == ((), False)
+
+
+def test_a_large_cause_is_counted_to_a_bound(
+    database: Database, connection: DeadlineConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(database)
+    monkeypatch.setattr(browse, "NEWEST_LETTERS", 3)
+    for cause, count, is_more in (("cause1", 3, True), ("cause0", 3, False)):
+        group = browse.group(connection, cause)
+        assert group is not None and (group["count"], group["is_more"]) == (count, is_more)
+        assert group["last_hour"] == 3
 
 
 def test_a_group_and_its_letters_page_by_page(database: Database, connection: DeadlineConnection) -> None:

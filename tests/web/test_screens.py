@@ -13,6 +13,7 @@ from urllib.parse import quote
 import pytest
 
 from packhorse.worker.exits import EXIT_FAILED, EXIT_OK
+from packhorse.worker.store import browse
 from packhorse.worker.web.access import Role, Visitor
 from packhorse.worker.web.pages import SCREENS, message, partitions
 from tests.support.cli import Cli
@@ -595,3 +596,23 @@ def test_a_viewer_asks_for_what_he_knows_and_cannot_feel_his_way_to_what_he_does
         address = f"{path}?where={quote(term)}"
         assert "is compared exactly by viewers" in shown(viewer, address), term
         assert "is compared exactly" not in shown(operator, address), term
+
+
+def test_bounds_and_estimates_of_dead_letters_are_said(
+    database: Database, page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    furnish(database)
+    browser = page.browser()
+    assert "1 dead letter of 1 cause." in words(shown(browser, "/dead-letters"))
+    monkeypatch.setattr(browse, "MOST_LETTERS", 0)
+    monkeypatch.setattr(browse, "NEWEST_LETTERS", 0)
+    page.sites[0].forget()
+    assert "1 dead letter of 1 cause, among the newest 0" in words(
+        shown(browser, "/dead-letters?where=attempts%3E0")
+    )
+    assert "None of the newest 0 dead letters matches" in words(
+        shown(browser, "/dead-letters?where=attempts%3E99")
+    )
+    assert "0 letters or more" in words(shown(browser, "/dead-letters/groups/cause"))
+    monkeypatch.setattr(browse, "MOST_CAUSES", 1)
+    assert "other causes are not shown" in words(shown(browser, "/dead-letters"))

@@ -38,6 +38,13 @@ MOST_COST = 20_000.0
 MOST_PROBES, MOST_WAITING_COUNTED = 2000, 10_000
 
 
+#: So many dead letters are read whole to group them: in the order of the table, not of an index, that is the
+#: cheapest way. Of more a filter looks at the newest ones.
+MOST_LETTERS, NEWEST_LETTERS = 200_000, 50_000
+#: Causes that are looked at then, letters that are counted of all of them, and letters in a sample.
+MOST_CAUSES, MOST_LETTERS_COUNTED, SAMPLED_LETTERS = 1000, 5000, 50_000
+
+
 @dataclass(frozen=True, slots=True)
 class Page:
     """Some messages, newest first. newer, older: is there more that way? searched_to: the walk ended at this
@@ -48,6 +55,19 @@ class Page:
     older: bool
     searched_to: int | None = None
     searched_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """Dead letters by cause, most frequent first.
+
+    rows: fingerprint, count, last_hour (estimated: both, from a sample), first and last, and of the newest
+    letter id, queue, type, reason, error. is_all: no bound left out a letter that the filter may select, or a
+    cause.
+    """
+
+    rows: tuple[Row, ...]
+    is_all: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,17 +104,18 @@ def messages(
     before: int | None,
     after: int | None,
     limit: int,
-    most_rows: int = MOST_ROWS,
+    most_rows: int | None = None,
 ) -> Page:
     """One page of messages of any state that a filter selects (terms over filters.KNOWN), at most `limit`.
 
     before: those with smaller ids, newest first. after: those with larger ids (and `before` is not looked
-    at). Neither: the newest. A filter looks at about most_rows messages; then `searched_to` says where it
-    ended, and a page from there goes on.
+    at). Neither: the newest. A filter looks at about most_rows messages, MOST_ROWS otherwise; then
+    `searched_to` says where it ended, and a page from there goes on.
     """
     place, bounded = source(terms)
     given = {"before": before, "after": after, "limit": limit + 1, "now": value(connection, "database_time")}
-    found, edge, edge_at = _walk(connection, terms, place, given, None if bounded or not terms else most_rows)
+    most = None if bounded or not terms else most_rows or MOST_ROWS
+    found, edge, edge_at = _walk(connection, terms, place, given, most)
     more = len(found) > limit
     kept = tuple(found[:limit] if after is None else reversed(found[:limit]))
     stopped = None if more else edge
@@ -135,7 +156,7 @@ def _walk(
         )
         if most_rows is None or step is None or edge is None or len(found) >= given["limit"]:
             break
-        most_rows, step = None, _second_step(step, time.monotonic() - begun_at, most_rows - step)
+        step, most_rows = _second_step(step, time.monotonic() - begun_at, most_rows - step), None
         if not step:
             break
     return found, edge, edge_at
@@ -166,13 +187,18 @@ def count(connection: DeadlineConnection, terms: tuple[Term, ...]) -> Count:
     place, _ = source(terms)
     condition, values = filters.condition(terms, filters.KNOWN)
     values = {**values, "now": value(connection, "database_time")}
-    statement = sql("browse_plan").format(source=place, filter=condition)
-    plan: Any = decoded(connection.execute(statement, values).fetchone()[0])  # type: ignore[index]
-    top = plan[0]["Plan"]
+    top = _expected(connection, sql("browse_plan").format(source=place, filter=condition), values)
     if top["Plan Rows"] > MOST_COUNTED or top["Total Cost"] > MOST_COST:
         return Count(int(top["Plan Rows"]), True)
     number = connection.execute(sql("browse_count").format(source=place, filter=condition), values).fetchone()
     return Count(int(number[0]), False)  # type: ignore[index]
+
+
+def _expected(connection: DeadlineConnection, statement: Statement, values: Row | None) -> Row:
+    """What the planner expects of a browse_plan: among others "Plan Rows" and "Total Cost"."""
+    plan: Any = decoded(connection.execute(statement, values).fetchone()[0])  # type: ignore[index]
+    expected: Row = plan[0]["Plan"]
+    return expected
 
 
 def waiting(connection: DeadlineConnection, limit: int, probes: int = MOST_PROBES) -> list[Row]:
@@ -207,20 +233,34 @@ def values_of(connection: DeadlineConnection, field: str, start: str) -> list[st
     return [str(row["value"]) for row in rows(connection, "browse_values", {"field": field, "start": start})]
 
 
-def groups(connection: DeadlineConnection, terms: tuple[Term, ...], limit: int) -> list[Row]:
-    """Dead letters by cause, most frequent first (terms over filters.DEAD): fingerprint, count, first and
-    last, those of the last hour, and of the newest letter id, queue, type, reason, error."""
+def groups(connection: DeadlineConnection, terms: tuple[Term, ...], limit: int) -> Groups:
+    """Dead letters by cause (terms over filters.DEAD)."""
+    plan = sql("browse_plan").format(source=sql("browse_dead"), filter=Statement("true"))
+    expected = _expected(connection, plan, None)["Plan Rows"]
+    is_small = expected <= MOST_LETTERS
+    if not terms and is_small:
+        return Groups(tuple(rows(connection, "browse_groups", {"limit": limit})), True)
     if not terms:
-        return rows(connection, "browse_groups", {"limit": limit})
+        connection.execute(sql("browse_by_index"), prepare=False)
+        bounds = {
+            "most": MOST_LETTERS_COUNTED,
+            "causes": MOST_CAUSES,
+            "scale": max(1.0, expected / SAMPLED_LETTERS),
+        }
+        found = rows(connection, "browse_groups_bounded", {**bounds, "limit": limit})
+        return Groups(tuple(found), all(row["is_all"] for row in found))
+    edge = None if is_small else value(connection, "browse_letters_edge", {"newest": NEWEST_LETTERS})
     statement, values = filters.filled("browse_groups_filtered", terms, filters.DEAD)
-    return rows_of(
-        connection, statement, {**values, "limit": limit, "now": value(connection, "database_time")}
-    )
+    given = {**values, "limit": limit, "edge": edge, "now": value(connection, "database_time")}
+    return Groups(tuple(rows_of(connection, statement, given)), edge is None)
 
 
 def group(connection: DeadlineConnection, fingerprint: str) -> Row | None:
-    """One cause, with the traceback of its newest letter; None when no letter has it."""
-    found = rows(connection, "browse_group", (fingerprint,))
+    """One cause, with the traceback of its newest letter; None when no letter has it. is_more: it has more
+    letters than were counted.
+    """
+    connection.execute(sql("browse_by_index"), prepare=False)
+    found = rows(connection, "browse_group", {"fingerprint": fingerprint, "most": NEWEST_LETTERS})
     return found[0] if found else None
 
 

@@ -91,18 +91,71 @@ with counted as (
   from packhorse.dead_letters d group by d.fingerprint
   order by 2 desc, 4 desc, 1 limit %(limit)s
 )
-select c.*, n.id as newest_id, n.queue, n.message_type, n.reason, n.error_class, n.error_code,
-  n.error_message, n.conversation_key, n.concurrency_key
+select c.*, false as estimated, n.id as newest_id, n.queue, n.message_type, n.reason, n.error_class,
+  n.error_code, n.error_message, n.conversation_key, n.concurrency_key
 from counted c cross join lateral (
   select d.id, d.queue, d.message_type, d.reason, d.error_class, d.error_code,
     left(d.error_message, 200) as error_message, d.conversation_key, d.concurrency_key
   from packhorse.dead_letters d where d.fingerprint = c.fingerprint order by d.dead_at desc limit 1) n
 order by c.count desc, c.last_dead_at desc, c.fingerprint;
 
+-- name: browse_by_index
+-- For this transaction: what is counted up to a bound is counted along an index, which can stop.
+set local enable_seqscan = off; set local enable_bitmapscan = off
+
+-- name: browse_groups_bounded
+-- The same of a table of any size, of the first so many causes by fingerprint: one probe of the index finds
+-- the next. Letters are counted up to a share of a budget; of causes that have more, a sample of the table
+-- says how many: they are estimated.
+with recursive cause (fingerprint, place) as (
+  (select d.fingerprint, 1 from packhorse.dead_letters d order by d.fingerprint limit 1)
+  union all
+  (select n.fingerprint, c.place + 1 from cause c cross join lateral (
+     select d.fingerprint from packhorse.dead_letters d
+     where d.fingerprint > c.fingerprint order by d.fingerprint limit 1) n
+   where c.place < %(causes)s)
+), sample as materialized (
+  select d.fingerprint, count(*) * %(scale)s::float8 as letters,
+    count(*) filter (where d.dead_at > clock_timestamp() - interval '1 hour') * %(scale)s::float8 as last_hour
+  from packhorse.dead_letters d tablesample system (100 / %(scale)s::float8) group by 1
+), counted as (
+  select c.fingerprint, n.letters > c.few as estimated,
+    greatest(n.letters, case when n.letters > c.few then s.letters end)::bigint as count,
+    greatest(n.last_hour, case when n.letters > c.few then s.last_hour end)::bigint as last_hour
+  from (select c.fingerprint, greatest(10, %(most)s / count(*) over ()) as few from cause c) c
+  cross join lateral (
+    select count(*) as letters,
+      count(*) filter (where l.dead_at > clock_timestamp() - interval '1 hour') as last_hour
+    from (select d.dead_at from packhorse.dead_letters d where d.fingerprint = c.fingerprint
+      order by d.dead_at desc limit c.few + 1) l) n
+  left join sample s on s.fingerprint = c.fingerprint
+), shown as (
+  select c.*, (select d.dead_at from packhorse.dead_letters d where d.fingerprint = c.fingerprint
+    order by d.dead_at desc limit 1) as last_dead_at
+  from counted c order by c.count desc, 5 desc, c.fingerprint limit %(limit)s
+)
+select s.fingerprint, s.count, s.estimated, f.first_dead_at, s.last_dead_at, s.last_hour,
+  (select count(*) from cause) < %(causes)s as is_all, n.id as newest_id, n.queue, n.message_type, n.reason,
+  n.error_class, n.error_code, left(n.error_message, 200) as error_message, n.conversation_key,
+  n.concurrency_key
+from shown s
+cross join lateral (
+  select d.dead_at as first_dead_at from packhorse.dead_letters d where d.fingerprint = s.fingerprint
+  order by d.dead_at limit 1) f
+cross join lateral (
+  select d.* from packhorse.dead_letters d where d.fingerprint = s.fingerprint
+  order by d.dead_at desc limit 1) n
+order by s.count desc, s.last_dead_at desc, s.fingerprint;
+
+-- name: browse_letters_edge
+-- When the last of the newest so many dead letters died; no row when there are fewer.
+select d.dead_at from packhorse.dead_letters d order by d.dead_at desc offset %(newest)s limit 1;
+
 -- name: browse_groups_filtered
--- The same for a selection, in one walk over the table.
+-- The same for a selection, in one walk over the table, or over what died since its edge.
 with selected as materialized (
-  select m.id, m.fingerprint, m.dead_at from packhorse.dead_letters m where {filter}
+  select m.id, m.fingerprint, m.dead_at from packhorse.dead_letters m
+  where (%(edge)s::timestamptz is null or m.dead_at >= %(edge)s) and {filter}
 ), counted as (
   select s.fingerprint, count(*) as count, min(s.dead_at) as first_dead_at, max(s.dead_at) as last_dead_at,
     count(*) filter (where s.dead_at > clock_timestamp() - interval '1 hour') as last_hour,
@@ -110,23 +163,32 @@ with selected as materialized (
   from selected s group by s.fingerprint
   order by 2 desc, 4 desc, 1 limit %(limit)s
 )
-select c.fingerprint, c.count, c.first_dead_at, c.last_dead_at, c.last_hour, c.newest_id, n.queue,
-  n.message_type, n.reason, n.error_class, n.error_code, left(n.error_message, 200) as error_message,
+select c.fingerprint, c.count, c.first_dead_at, c.last_dead_at, c.last_hour, false as estimated,
+  c.newest_id, n.queue, n.message_type, n.reason, n.error_class, n.error_code,
+  left(n.error_message, 200) as error_message,
   n.conversation_key, n.concurrency_key
 from counted c join packhorse.dead_letters n on n.id = c.newest_id
 order by c.count desc, c.last_dead_at desc, c.fingerprint;
 
 -- name: browse_group
--- One cause: how many, since when, and its newest letter; no row when there is none.
-select n.fingerprint, c.count, c.first_dead_at, c.last_dead_at, c.last_hour, n.id as newest_id, n.queue,
-  n.message_type, n.reason, n.error_class,
+-- One cause: how many, since when, and its newest letter; no row when there is none. is_more: there are more
+-- letters than count, and than last_hour, says.
+select n.fingerprint, least(c.letters, %(most)s) as count, c.letters > %(most)s as is_more,
+  (select d.dead_at from packhorse.dead_letters d where d.fingerprint = n.fingerprint
+    order by d.dead_at limit 1) as first_dead_at,
+  n.dead_at as last_dead_at, h.last_hour, n.id as newest_id, n.queue, n.message_type, n.reason, n.error_class,
   n.error_code, left(n.error_message, 2000) as error_message, n.traceback,
   n.conversation_key, n.concurrency_key
-from packhorse.dead_letters n cross join lateral (
-  select count(*) as count, min(d.dead_at) as first_dead_at, max(d.dead_at) as last_dead_at,
-    count(*) filter (where d.dead_at > clock_timestamp() - interval '1 hour') as last_hour
-  from packhorse.dead_letters d where d.fingerprint = n.fingerprint) c
-where n.fingerprint = %s order by n.dead_at desc limit 1;
+from (select * from packhorse.dead_letters d where d.fingerprint = %(fingerprint)s
+  order by d.dead_at desc limit 1) n
+cross join lateral (
+  select count(*) as letters
+  from (select from packhorse.dead_letters d where d.fingerprint = n.fingerprint limit %(most)s + 1) l) c
+cross join lateral (
+  select count(*) as last_hour
+  from (select from packhorse.dead_letters d where d.fingerprint = n.fingerprint
+      and d.dead_at > clock_timestamp() - interval '1 hour'
+    order by d.dead_at desc limit %(most)s) l) h;
 
 -- name: browse_group_letters
 -- Letters of one cause, newest message first, by id; older or newer than one.

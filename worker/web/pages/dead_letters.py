@@ -23,34 +23,43 @@ MOST_GROUPS = 100
 
 @dataclass(frozen=True, slots=True)
 class DeadLettersPage:
-    """groups: None when the filter cannot be read. total: of the groups that are shown; is_all: there are no
-    others.
+    """groups: None when the filter cannot be read. total: letters of the groups that are shown; estimated:
+    some of them. newest: None, or so many letters were looked at, and older ones not. is_all: of these no
+    group is left out.
     """
 
     filter: Filter
     groups: list[Row] | None
     total: int
+    estimated: bool
+    newest: int | None
     is_all: bool
     command: str
 
 
 async def load(reader: Reader, query: Query) -> DeadLettersPage:
     """Parameter: where."""
-    found = parameters.dead_filter(query)
-    if found.problem is not None:
-        return DeadLettersPage(found, None, 0, True, "packhorse dead-letter groups")
-    groups = await reader.ask(
-        "dead letter groups", 15.0 if found.terms else 5.0, browse.groups, found.terms, MOST_GROUPS
+    filter = parameters.dead_filter(query)
+    if filter.problem is not None:
+        return DeadLettersPage(filter, None, 0, False, None, True, "packhorse dead-letter groups")
+    found = await reader.ask(
+        "dead letter groups", 15.0 if filter.terms else 5.0, browse.groups, filter.terms, MOST_GROUPS
     )
     groups = [
         {**group, "error_message": masks.error_text(group["error_message"], query.visitor)}
-        for group in groups
+        for group in found.rows
     ]
     command = (
-        f"packhorse dead-letter list --where {shlex.quote(found.text)}"
-        if found.text
+        f"packhorse dead-letter list --where {shlex.quote(filter.text)}"
+        if filter.text
         else "packhorse dead-letter groups"
     )
     return DeadLettersPage(
-        found, groups, sum(int(group["count"]) for group in groups), len(groups) < MOST_GROUPS, command
+        filter,
+        groups,
+        total=sum(int(group["count"]) for group in groups),
+        estimated=any(group["estimated"] for group in groups),
+        newest=browse.NEWEST_LETTERS if filter.terms and not found.is_all else None,
+        is_all=len(groups) < MOST_GROUPS and (found.is_all or bool(filter.terms)),
+        command=command,
     )
