@@ -145,11 +145,16 @@ class ClaimedMessage(MessageProxy):
 
     def hand_back(self) -> None:
         """Handler and hooks are through: nothing changes its outcome any more."""
-        self.move(AttemptStage.ENDED if self.stage is AttemptStage.COMMITTED else AttemptStage.RETURNED)
+        if self.stage is AttemptStage.RUNNING:  # nearly always
+            self.stage = AttemptStage.RETURNED
+        else:
+            self.move(AttemptStage.ENDED if self.stage is AttemptStage.COMMITTED else AttemptStage.RETURNED)
 
     def end(self) -> None:
         """Nothing is left to write, or it is for others to do; also when that is known already."""
-        if self.stage is not AttemptStage.ENDED:
+        if self.stage is AttemptStage.RETURNED:  # nearly always
+            self.stage = AttemptStage.ENDED
+        elif self.stage is not AttemptStage.ENDED:
             self.move(AttemptStage.ENDED)
 
     @property

@@ -78,7 +78,8 @@ class Executor:
         try:
             slot.enter(message, now)
             try:
-                for hook in hooks.before_process:
+                around = hooks.around if message.options else hooks.around_plain(message.actor_name)
+                for hook in around.before:
                     try:
                         hook(self.broker, message)
                     except MiddlewareError:
@@ -96,7 +97,9 @@ class Executor:
                 slot.leave()
             if result is not None:
                 self._discarded(message)
-            for hook in hooks.after_process:
+            if message.options:  # hooks and handlers may write some
+                around = hooks.around
+            for hook in around.after:
                 try:
                     hook(self.broker, message, result=result)
                 except Exception:
@@ -111,7 +114,7 @@ class Executor:
         """In a frame that is not part of the traceback: a name for the exception in one that is would keep
         both, and all frames with what is in them, until the garbage collector comes."""
         exception = self._raised(message, error)
-        self.hooks.run_after(self.hooks.after_process, message, exception=exception)
+        self.hooks.run_after(self.hooks.around.after, message, exception=exception)
         self._decide(message, exception)
 
     async def run_async(
@@ -133,7 +136,8 @@ class Executor:
         try:
             slot.enter(message, now)
             try:
-                for hook in hooks.on_loop.before_process:
+                around = hooks.around if message.options else hooks.around_plain(message.actor_name)
+                for hook in around.before_on_loop:
                     try:
                         if hook.in_thread is None:
                             hook.call(self.broker, message)
@@ -154,17 +158,19 @@ class Executor:
                 slot.leave()
             if result is not None:
                 self._discarded(message)
-            await self._after(hooks.on_loop.after_process, message, result=result)
+            if message.options:  # hooks and handlers may write some
+                around = hooks.around
+            await self._after(around.after_on_loop, message, result=result)
         except SkipMessage as error:
             self._skipped(message, error)
-            await self._after(hooks.on_loop.after_skip, message)
+            await self._after(hooks.after_skip_on_loop, message)
         except BaseException as error:
             await self._ended_with_async(message, error)
 
     async def _ended_with_async(self, message: ClaimedMessage, error: BaseException) -> None:
         """As _ended_with."""
         exception = self._raised(message, error)
-        await self._after(self.hooks.on_loop.after_process, message, exception=exception)
+        await self._after(self.hooks.around.after_on_loop, message, exception=exception)
         self._decide(message, exception)
 
     async def _after(self, hooks: list[LoopHook], message: ClaimedMessage, **how: Any) -> None:

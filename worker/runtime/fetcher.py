@@ -161,12 +161,14 @@ class Fetcher(Service):
 
     def _collect(self) -> None:
         """Sort finished messages: those that are done, and those with another outcome."""
+        intakes = self.claims.intakes
+        only = intakes[0] if len(intakes) == 1 else None
         while True:
             try:
                 message = self.finished.popleft()
             except IndexError:
                 break
-            intake = self.claims.intake_of(message)
+            intake = only or self.claims.intake_of(message)
             intake.held -= 1
             intake.pace.finished()
             if message.stage is AttemptStage.ENDED:  # its transaction was committed

@@ -1,6 +1,7 @@
-"""dramatiq's middleware hooks with only those called that a middleware really overrides.
+"""dramatiq's middleware hooks with only those called that have something to do.
 
-Half of dramatiq's time per message goes into calling hooks that do nothing. Order, exceptions and
+Half of dramatiq's time per message goes into calling hooks that do nothing: those that a middleware does not
+override, and those that look for an option that neither the message nor its actor has. Order, exceptions and
 logging are dramatiq's: before_* in order, after_* in reverse; MiddlewareError of a before hook
 propagates, everything else is logged and the next hook runs.
 """
@@ -14,10 +15,12 @@ from dataclasses import dataclass
 from functools import partial, update_wrapper
 from typing import Any
 
-from dramatiq.middleware import GroupCallbacks, Middleware, MiddlewareError
+from dramatiq.middleware import GroupCallbacks, Middleware, MiddlewareError, ShutdownNotifications
 from dramatiq.results import Results
 
 from packhorse.worker import forks
+from packhorse.worker.attempt.middleware.age_limit import AgeLimit
+from packhorse.worker.attempt.middleware.follow_ups import Callbacks, Pipelines
 from packhorse.worker.attempt.middleware.retries import Retries
 from packhorse.worker.broker.postgres import PostgresBroker
 
@@ -27,6 +30,14 @@ Hook = Callable[..., None]
 
 #: Packages whose middleware starts no processes.
 _OURS = {__name__.partition(".")[0], "schedules", "dramatiq"}
+#: Their hooks around a handler do nothing without one of these options, of the message, of its actor or, for
+#: all actors, of the middleware itself. What is derived from them may do something else.
+_ONLY_WITH: dict[type, tuple[str, ...]] = {
+    AgeLimit: ("max_age",),
+    ShutdownNotifications: ("notify_shutdown",),
+    Callbacks: ("on_success", "on_failure"),
+    Pipelines: ("pipe_target",),
+}
 
 
 def _contained(middleware: Any, hook: Hook) -> Hook:
@@ -46,12 +57,13 @@ class LoopHook:
 
 
 @dataclass(frozen=True, slots=True)
-class LoopHooks:
-    """The hooks of messages that coroutines handle, in dramatiq's order."""
+class Around:
+    """The hooks before and after a handler, in dramatiq's order; those of a coroutine's message apart."""
 
-    before_process: list[LoopHook]
-    after_process: list[LoopHook]
-    after_skip: list[LoopHook]
+    before: list[Hook]
+    after: list[Hook]
+    before_on_loop: list[LoopHook]
+    after_on_loop: list[LoopHook]
 
 
 def _always(_broker: Any, _message: Any) -> bool:
@@ -78,14 +90,15 @@ def _in_thread(middleware: Any) -> Callable[[Any, Any], bool] | None:
 
 
 class Hooks:
-    """Bound hooks of a broker's middleware, by signal. Build anew when middleware was added."""
+    """Bound hooks of a broker's middleware, by signal. around: all before and after a handler."""
 
     def __init__(self, broker: PostgresBroker) -> None:
-        self.count = len(broker.middleware)
         self._broker = broker
-        self.before_process = self._bound("before_process_message")
-        self.after_process = self._bound("after_process_message")[::-1]
+        self.around = self._around(list(broker.middleware))
+        #: By actor: those of a message without options. Filled by any thread, with the same.
+        self._around_plain: dict[str, Around] = {}
         self.after_skip = self._bound("after_skip_message")[::-1]
+        self.after_skip_on_loop = self._for_loop("after_skip_message")[::-1]
         self.before_commit = [
             _contained(m, m.before_commit) for m in reversed(broker.middleware) if hasattr(m, "before_commit")
         ]
@@ -96,21 +109,44 @@ class Hooks:
         self.before_delay = self._bound("before_delay_message")
         self.has_retries = any(isinstance(m, Retries) for m in broker.middleware)
         self.has_results = any(type(m) is Results for m in broker.middleware)
-        self.on_loop = LoopHooks(
-            self._for_loop("before_process_message"),
-            self._for_loop("after_process_message")[::-1],
-            self._for_loop("after_skip_message")[::-1],
+
+    def around_plain(self, actor_name: str) -> Around:
+        """Those around the handler of a message without options; asked again where something may have written
+        some. Raises dramatiq.ActorNotFound.
+        """
+        found = self._around_plain.get(actor_name)
+        if found is None:
+            options = self._broker.get_actor(actor_name).options
+            found = self._around_plain[actor_name] = self._around(
+                [
+                    m
+                    for m in self._broker.middleware
+                    if type(m) not in _ONLY_WITH
+                    or any(options.get(name) or getattr(m, name, None) for name in _ONLY_WITH[type(m)])
+                ]
+            )
+        return found
+
+    def _around(self, middleware: list[Any]) -> Around:
+        before, after = "before_process_message", "after_process_message"
+        return Around(
+            self._bound(before, middleware),
+            self._bound(after, middleware)[::-1],
+            self._for_loop(before, middleware),
+            self._for_loop(after, middleware)[::-1],
         )
 
-    def _bound(self, name: str) -> list[Hook]:
-        return [_contained(m, getattr(m, name)) for m in self._overriding(name)]
+    def _bound(self, name: str, middleware: list[Any] | None = None) -> list[Hook]:
+        return [_contained(m, getattr(m, name)) for m in self._overriding(name, middleware)]
 
-    def _for_loop(self, name: str) -> list[LoopHook]:
-        return [LoopHook(_contained(m, getattr(m, name)), _in_thread(m)) for m in self._overriding(name)]
+    def _for_loop(self, name: str, middleware: list[Any] | None = None) -> list[LoopHook]:
+        found = self._overriding(name, middleware)
+        return [LoopHook(_contained(m, getattr(m, name)), _in_thread(m)) for m in found]
 
-    def _overriding(self, name: str) -> list[Any]:
+    def _overriding(self, name: str, middleware: list[Any] | None = None) -> list[Any]:
         stock = getattr(Middleware, name)
-        return [m for m in self._broker.middleware if getattr(type(m), name, None) is not stock]
+        among = self._broker.middleware if middleware is None else middleware
+        return [m for m in among if getattr(type(m), name, None) is not stock]
 
     def run_before(self, hooks: list[Hook], message: Any) -> None:
         """Call before hooks. Raises MiddlewareError (SkipMessage among them)."""

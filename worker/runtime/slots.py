@@ -31,12 +31,22 @@ _RAISED: dict[type[BaseException], type[BaseException]] = {
 class Slot:
     """One handler's place. `message` is written by the thread that runs the handler; others read it."""
 
-    __slots__ = ("_ended", "_overdue_tokens", "_view", "index", "interrupted", "message", "started_at")
+    __slots__ = (
+        "_ended",
+        "_overdue_tokens",
+        "_view",
+        "index",
+        "interrupted",
+        "message",
+        "started_at",
+        "starts",
+    )
 
     def __init__(self, index: int, running: RunningIds) -> None:
         self.index = index
         self.message: ClaimedMessage | None = None
         self.started_at = 0.0
+        self.starts = 0  # messages begun; written where they run
         self.interrupted: type[BaseException] | None = None
         self._view = running.view
         self._overdue_tokens = running.overdue_tokens
@@ -44,6 +54,7 @@ class Slot:
 
     def enter(self, message: ClaimedMessage, now: float) -> None:
         """The handler's thread begins with a message."""
+        self.starts += 1
         self.interrupted = None
         self.started_at = now
         self._overdue_tokens[self.index] = 0
@@ -82,11 +93,10 @@ class Slot:
 class ThreadSlot(Slot):
     """The place of one handler thread."""
 
-    __slots__ = ("_lock", "starts", "thread_id")
+    __slots__ = ("_lock", "thread_id")
 
     def __init__(self, index: int, running: RunningIds) -> None:
         super().__init__(index, running)
-        self.starts = 0  # messages begun; written by the slot's thread only
         self.thread_id = 0
         self._lock = threading.Lock()
 
@@ -96,10 +106,6 @@ class ThreadSlot(Slot):
         """
         self._lock = threading.Lock()
         self._view = self._overdue_tokens = memoryview(private)
-
-    def enter(self, message: ClaimedMessage, now: float) -> None:
-        self.starts += 1
-        super().enter(message, now)
 
     def leave(self) -> None:
         with self._lock:
