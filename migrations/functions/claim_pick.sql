@@ -212,12 +212,12 @@ declare
   v_queue packhorse.queues;
   v_name text; v_place integer := 0;
   v_some bigint[]; v_want integer; v_since timestamptz[];
-  v_locked boolean := false; -- the row of a queue with limits
-  v_rest packhorse.resting; -- all null while nothing is parked
+  v_locked boolean := false; v_rest packhorse.resting; -- the row of a queue with limits; null: nothing rests
 begin
   ids := '{}';
   if exists (select from packhorse.scopes s where s.ends_at > p_now) then
-    v_rest := packhorse.what_rests(p_now);
+    v_rest := case when p_forward is null then packhorse.what_rests(p_now)
+      else packhorse.what_relays_leave(p_now) end;
     next_at := v_rest.next_at;
   end if;
   foreach v_name in array p_queues loop

@@ -100,7 +100,7 @@ create or replace function packhorse.note_success(p_ids bigint[], p_tokens bigin
 language plpgsql as $$
 -- These running messages are about to be done: what counts failures of their actors or queues starts over;
 -- what is parked by its failure breaker is lifted when its probe is among them. What somebody has locked is
--- left, and nobody waits: there will be another one.
+-- left, and nobody waits: there will be another one. What a relay has published is no success.
 declare
   v_scope packhorse.scopes;
 begin
@@ -110,7 +110,9 @@ begin
       select from packhorse.message_queue m
       where m.id = any (p_ids) and m.lease_token = any (p_tokens) and m.state = 'running'
         and s.name in ('actor:' || m.message_type, 'queue:' || m.queue)
-        and (s.next_park is null or m.id = s.probe_id))
+        and (s.next_park is null or m.id = s.probe_id)
+        and not exists (
+          select from packhorse.workers w where w.id = m.lease_holder and w.forward is not null))
     for update of s skip locked
   loop
     if v_scope.next_park is not null then

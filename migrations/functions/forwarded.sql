@@ -114,3 +114,28 @@ end
 $$;
 comment on function packhorse.bury_forwarded_message(bigint, jsonb, text, text, text, text, text, jsonb, uuid)
   is 'By workers on RabbitMQ: a relayed message becomes a dead letter; false when it is one already.';
+
+create or replace function packhorse.park_forwarded_scope(
+  p_id bigint, p_type text, p_for interval, p_scope text default null, p_reason text default null
+) returns text
+language plpgsql set lock_timeout = '500ms' as $$
+-- What a relayed message calls asked for a pause: park_message, without a row. The scope that this call has
+-- parked; null when none, for it names none or rests so long already. Raises PH001.
+declare
+  v_scope constant text := coalesce(p_scope, packhorse.only_service(p_type));
+  v_before timestamptz;
+  v_until timestamptz;
+begin
+  if v_scope is null then
+    return null;
+  end if;
+  select s.parked_until into v_before from packhorse.scopes s
+  where s.name = v_scope and s.ends_at > clock_timestamp();
+  v_until := packhorse.park_scope(v_scope,
+    greatest(least(p_for, interval '1 day'), interval '100 milliseconds'), p_reason, array[p_type],
+    p_by => format('message %s', p_id));
+  return case when v_until is distinct from v_before then v_scope end;
+end
+$$;
+comment on function packhorse.park_forwarded_scope(bigint, text, interval, text, text) is
+  'By workers on RabbitMQ: a scope rests for some time; the scope when it did not already.';

@@ -25,6 +25,20 @@ $$;
 comment on function packhorse.what_rests(timestamptz) is
   'Used by the claim: types and queues that rest, and scopes of which a probe may start.';
 
+create or replace function packhorse.what_relays_leave(p_now timestamptz) returns packhorse.resting
+language sql stable as $$
+-- what_rests for a relay. What it publishes says nothing of a service, so it has no probes: it leaves scopes
+-- whose time is not over, and workers on RabbitMQ let one message at a time start of those that are probing.
+  select packhorse.patterns_first(array(select distinct t.name from packhorse.scopes s
+      cross join unnest(s.message_types) as t (name) where s.ends_at > p_now and s.parked_until > p_now)),
+    array(select s.queue from packhorse.scopes s
+      where s.ends_at > p_now and s.parked_until > p_now and s.queue is not null),
+    '{}'::text[], '{}'::text[],
+    (select min(s.parked_until) from packhorse.scopes s where s.ends_at > p_now and s.parked_until > p_now);
+$$;
+comment on function packhorse.what_relays_leave(timestamptz) is
+  'Used by the claim: types and queues that rest for a relay.';
+
 create or replace function packhorse.enter_scopes(p_id bigint, p_now timestamptz) returns boolean
 language plpgsql as $$
 -- May this message, locked by the caller, start as far as its scopes go? When one of them is probing it is

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 import pytest
 
+from tests.support.harness import quick_settings
 from tests.support.rabbitmq import PROGRAM, Cluster, Node, Place
+from tests.support.relaying import forward
 
 _numbers = itertools.count(1)
 
@@ -101,3 +103,22 @@ def cluster_vhost(cluster: Cluster) -> Iterator[Vhost]:
     vhost = Vhost(cluster.nodes[0], f"test{next(_numbers)}", cluster)
     cluster.nodes[0].add_vhost(vhost.name)
     yield vhost
+
+
+# -- workers on the shared node --------------------------------------------------------------------
+@pytest.fixture
+def amqp(database, vhost):
+    """Settings of a relay, with a forwarded queue."""
+    forward(database)
+    return quick_settings(database, amqp_url=vhost.url, amqp_partitions=4)
+
+
+@pytest.fixture
+def start_worker(database, ledger, vhost, start_daemon):
+    def start(**settings):
+        given = {"amqp_url": vhost.url, "amqp_partitions": 4, "drain_seconds": 5, **settings}
+        return start_daemon(
+            database, ledger, actors="tests.support.relayed_actors", options=("--broker", "amqp"), **given
+        ).wait_ready()
+
+    return start

@@ -10,26 +10,6 @@ from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
-ACTORS = "tests.support.relayed_actors"
-
-
-@pytest.fixture
-def amqp(database, vhost):
-    """Settings of a relay, with a forwarded queue."""
-    forward(database)
-    return quick_settings(database, amqp_url=vhost.url, amqp_partitions=4)
-
-
-@pytest.fixture
-def start_worker(database, ledger, vhost, start_daemon):
-    def start(**settings):
-        given = {"amqp_url": vhost.url, "amqp_partitions": 4, "drain_seconds": 5, **settings}
-        return start_daemon(
-            database, ledger, actors=ACTORS, options=("--broker", "amqp"), **given
-        ).wait_ready()
-
-    return start
-
 
 def dead(database):
     return database.query(

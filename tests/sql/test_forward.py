@@ -201,3 +201,21 @@ def test_a_queue_that_only_the_wrong_kind_serves_counts_as_unserved(sql: Sql, fo
     assert sql.value(served) is False
     register(sql, forward, OTHER)
     assert sql.value(served) is True
+
+
+def test_a_relay_leaves_what_rests_and_what_it_publishes_is_no_probe_and_no_success(sql: Sql) -> None:
+    sql.set_queue(forward="amqp")
+    ids = [sql.enqueue(message_type="effect") for _ in range(5)]
+    other = sql.enqueue(message_type="other")
+    register(sql, "amqp")
+    sql.rows("select park_scope('actor:effect', '1 hour', p_probing => true)")
+    sql.rows("update scopes set next_park = '2 seconds', failures = 3")
+    lease = "select id, lease_token from complete_and_claim_messages(%s, %s, %s, '{q}', 10, p_forward => 'amqp') where hints is null"
+    (kept,) = sql.rows(lease, [], [], HOLDER)
+    assert kept[0] == other
+    sql.rows("update scopes set parked_until = now() - interval '1 second'")
+    found = sql.rows(lease, [], [], HOLDER)
+    assert [row[0] for row in found] == ids, "what is probing is for the workers on RabbitMQ to hold back"
+    columns = [list(column) for column in zip(kept, *found, strict=True)]
+    assert sql.rows(lease, *columns, HOLDER) == []
+    assert sql.rows("select probe_id, failures, ends_at is null from scopes") == [(None, 3, False)]

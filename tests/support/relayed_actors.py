@@ -60,6 +60,13 @@ def asks(key: str, outcome: str) -> None:
     note("effect", key)
 
 
+@dramatiq.actor(queue_name="orders")
+def told(key: str) -> None:
+    note("start", f"{key}:{_message().attempt}")
+    nap(0.2)
+    raise packhorse.RetryAfter(3600, scope="till")
+
+
 @dramatiq.actor(queue_name="orders", on_retry_exhausted="gave_up")
 def kills(key: str) -> None:
     note("start", key)

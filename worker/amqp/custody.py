@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -20,12 +20,13 @@ from itertools import count
 from typing import Any
 
 from packhorse.worker.amqp.acks import Acks
-from packhorse.worker.amqp.deliveries import Delivery, Lines
+from packhorse.worker.amqp.deliveries import Delivery, DoneIds, Lines
 from packhorse.worker.amqp.envelope import RelayedMessage
 from packhorse.worker.amqp.ledger import Ledger
 from packhorse.worker.amqp.loop import BrokerLoop
 from packhorse.worker.amqp.outcomes import Ending, QueuePolicy, attempts_allowed, ending_of, with_entry
 from packhorse.worker.amqp.places import Places
+from packhorse.worker.amqp.resting import Resting
 from packhorse.worker.amqp.topology import delay_address, next_delay
 from packhorse.worker.attempt.messages import ClaimedMessage, Outcome
 from packhorse.worker.attempt.stages import AttemptStage
@@ -38,8 +39,6 @@ from packhorse.worker.store.forwarded import ForwardedNote
 
 logger = logging.getLogger("packhorse.amqp")
 
-#: Ids of messages that are done, by which a copy is known; of this process.
-REMEMBERED = 100_000
 AGAIN_SECONDS = 1.0
 UNKNOWN_TYPE_SECONDS = 30.0
 #: With something in flight: finished messages are collected at least this often.
@@ -74,6 +73,7 @@ class Custody:
         self._retries_of = retries_of
         self._unknown_type_seconds = unknown_type_seconds
         self.policies: dict[str, QueuePolicy] = {}
+        self.resting = Resting(self._runs)
         self.loop: BrokerLoop | None = None
         self.acks: Acks | None = None
         self.finished: deque[ClaimedMessage] = deque()  # filled by the pools
@@ -82,7 +82,7 @@ class Custody:
         self._deliveries: dict[int, Delivery] = {}  # by lease token, of the messages that the pools have
         self._unsettled: dict[int, Delivery] = {}  # by tag, of this connection
         self._lines = Lines()
-        self._done_ids: OrderedDict[int, None] = OrderedDict()
+        self._done_ids = DoneIds()
         self._tokens = count(1)
         self._unknown: set[str] = set()  # types of which it was said
         self._is_soon = self._lingers = False
@@ -166,6 +166,11 @@ class Custody:
         """Has this connection brought it, and is it not settled?"""
         return self._unsettled.get(delivery.tag) is delivery
 
+    def _runs(self, delivery: Delivery) -> bool:
+        """Has a pool its message, or is it to get it?"""
+        message = delivery.message
+        return message is not None and self._deliveries.get(message.lease_token) is delivery
+
     def _begin(self, delivery: Delivery) -> None:
         """The first of its line: run it, or let it wait, or end it without running it."""
         if not self._is_held(delivery) or self.places.closed:
@@ -174,7 +179,7 @@ class Custody:
             logger.info("message_repeated message_id=%s queue=%s: it is done", delivery.id, delivery.queue)
             self._settle(delivery)
             return
-        wait = delivery.wait_seconds
+        wait = delivery.wait_seconds or self.resting.wait_seconds(delivery)
         if wait > 0 and not delivery.gave_up:
             self._postpone(delivery, wait)
             return
@@ -326,13 +331,16 @@ class Custody:
                 self.average_seconds += 0.05 * (message.ran_seconds - self.average_seconds)
                 done.append(message)
                 deliveries.append(delivery)
+                if self.resting.scopes:
+                    for scope in self.resting.succeeded(delivery):
+                        self._ledger.lift(scope)
             else:
                 self._ended(delivery, message)
         if self._hooks.before_ack:
             for message in done:
                 self._hooks.before_ending(message)
         for delivery in deliveries:
-            self._remember(delivery)
+            self._done_ids.add(delivery.id)
             self._settle(delivery)
         if done:
             self.in_flight.done(done)
@@ -343,7 +351,7 @@ class Custody:
     def _ended_elsewhere(self, delivery: Delivery, message: ClaimedMessage) -> None:
         """Its connection was lost: somebody else has it, or will. What its handler did stays done."""
         if message.started_at and message.outcome is None and not message.failed:
-            self._remember(delivery)
+            self._done_ids.add(delivery.id)
             self._ledger.note_done([message.id])
         self.in_flight.ended(message, Ended.LOST)
         self._next(delivery)
@@ -364,7 +372,7 @@ class Custody:
         self.in_flight.ended(message, ended)
         self._hooks.after_ending(message)
         if ended is not Ended.RELEASED:
-            self._remember(delivery)
+            self._done_ids.add(delivery.id)
             self._settle(delivery)
         elif not delivery.keyed and self.acks is not None:
             self._unsettled.pop(delivery.tag, None)
@@ -380,6 +388,8 @@ class Custody:
         delivery.renew(message, ending.attempt, wait, history)
         message.failed = False
         self.in_flight.ended(message, ending.ended)
+        if message.outcome is not None and message.outcome.verb is Verb.PARK:
+            self._ledger.park(message, wait, message.outcome)
         if ending.ended is Ended.RETRY:
             self._hooks.delayed(message)
         self._hooks.after_ending(message)
@@ -430,13 +440,6 @@ class Custody:
         following = self._lines.next(delivery)
         if following is not None:
             self._is_first(following)
-
-    def _remember(self, delivery: Delivery) -> None:
-        message_id = delivery.id
-        if message_id is not None:
-            self._done_ids[message_id] = None
-            if len(self._done_ids) > REMEMBERED:
-                self._done_ids.popitem(last=False)
 
 
 def _relayed(message: ClaimedMessage) -> RelayedMessage:

@@ -7,7 +7,7 @@ of the same delivery.
 from __future__ import annotations
 
 import json
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Hashable
 from dataclasses import replace
 from typing import Any
@@ -80,6 +80,11 @@ class Delivery:
             return int(self.properties.message_id)
         except (TypeError, ValueError):
             return None
+
+    @property
+    def message_type(self) -> str:
+        """Empty when it is none of ours."""
+        return str(self.properties.type or "")
 
     def attempt(self, now: float) -> RelayedMessage:
         """The next attempt of it. Raises UndecodableMessage."""
@@ -157,6 +162,24 @@ def body_with_options(body: bytes, message: RelayedMessage) -> bytes:
         return body if after == before else json.dumps({**found, "options": after}).encode()
     except (TypeError, ValueError):  # what they have left is no JSON: as it was
         return body
+
+
+class DoneIds:
+    """Messages that this process has done, the last 100,000: a copy is known by its id."""
+
+    MOST = 100_000
+
+    def __init__(self) -> None:
+        self._ids: OrderedDict[int, None] = OrderedDict()
+
+    def __contains__(self, message_id: int | None) -> bool:
+        return message_id in self._ids
+
+    def add(self, message_id: int | None) -> None:
+        if message_id is not None:
+            self._ids[message_id] = None
+            if len(self._ids) > self.MOST:
+                self._ids.popitem(last=False)
 
 
 class Lines:

@@ -1,4 +1,5 @@
-"""What workers on RabbitMQ write to Postgres, and ask of it: dead letters, notes, the policies of queues.
+"""What workers on RabbitMQ write to Postgres, and ask of it: dead letters, notes, the policies of queues,
+what rests.
 
 A thread with one connection. RabbitMQ's deliveries wait, unacknowledged, for what stands here: while
 Postgres is away it is kept and tried again, and everything that needs no Postgres goes on.
@@ -19,17 +20,20 @@ from uuid import UUID
 from packhorse.worker.amqp.envelope import RelayedMessage
 from packhorse.worker.amqp.outcomes import QueuePolicy
 from packhorse.worker.attempt.finish import Sender, send_exhausted, without_details
+from packhorse.worker.attempt.messages import Outcome
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.pool import Link
 from packhorse.worker.errors import StoreConflict, StoreError, StoreUnavailable, UndecodableMessage
 from packhorse.worker.service import Service
 from packhorse.worker.store import forwarded as store
-from packhorse.worker.store.forwarded import ForwardedNote
+from packhorse.worker.store.forwarded import ForwardedNote, RestingScope
 
 logger = logging.getLogger("packhorse.amqp")
 
 #: What an operator changes at a queue counts after this.
 POLICY_SECONDS = 15.0
+#: What rests is read as seldom, and so often while something does.
+RESTING_SECONDS = 2.0
 REFUSED_SECONDS = 2.0
 MOST_NOTES = 500
 
@@ -46,7 +50,9 @@ class LedgerEntry:
 
 
 class Ledger(Service):
-    """on_policies(policies, forwarded): what the queues say now, by name, and which of them are forwarded."""
+    """on_policies(policies, forwarded): what the queues say now, by name, and which of them are forwarded.
+    on_resting(scopes): what rests now. Both in its thread.
+    """
 
     name = "ledger"
     max_backoff_seconds = 2.0
@@ -58,6 +64,7 @@ class Ledger(Service):
         sender: Sender,
         queues: Sequence[str],
         on_policies: Callable[[dict[str, QueuePolicy], set[str]], None],
+        on_resting: Callable[[Sequence[RestingScope]], None],
     ) -> None:
         super().__init__()
         self._link = Link(open_connection)
@@ -65,10 +72,12 @@ class Ledger(Service):
         self._sender = sender
         self._queues = list(queues)
         self._on_policies = on_policies
+        self._on_resting = on_resting
         self._lock = threading.Lock()
         self._entries: deque[LedgerEntry] = deque()  # changed under the lock
         self._asked: dict[int, list[Callable[[ForwardedNote], None]]] = {}  # changed under the lock
-        self._next_policies = 0.0
+        self._parks: set[tuple[str | None, str]] = set()  # that stand in _entries; changed under the lock
+        self._next_policies = self._next_resting = 0.0
 
     # -- any thread ----------------------------------------------------------------------------------
     @property
@@ -98,6 +107,42 @@ class Ledger(Service):
                 lambda _: None,
             )
         )
+
+    def park(self, message: RelayedMessage, seconds: float, outcome: Outcome) -> None:
+        """What it calls asked for a pause. Thousands may be told so at once: one of them is written."""
+        scope, until = outcome.scope, time.monotonic() + seconds
+        key = (scope, message.message_type)
+        with self._lock:
+            if key in self._parks:
+                return
+            self._parks.add(key)
+
+        def write(connection: DeadlineConnection) -> str | None:
+            left = max(until - time.monotonic(), 0.0)
+            return store.park(connection, message.id, message.message_type, left, scope, outcome.reason)
+
+        def on_written(parked: str | None) -> None:
+            with self._lock:
+                self._parks.discard(key)
+            self._next_resting = 0.0
+            if parked is not None:
+                logger.warning(
+                    "scope_parked scope=%s seconds=%s message_id=%s actor=%s",
+                    parked,
+                    seconds,
+                    message.id,
+                    message.actor_name,
+                )
+
+        self._add(LedgerEntry(write, on_written, lambda _: None))
+
+    def lift(self, scope: str) -> None:
+        """A failure breaker has parked it, and its probe has succeeded."""
+
+        def on_written(_: None) -> None:
+            self._next_resting = 0.0
+
+        self._add(LedgerEntry(lambda connection: store.lift(connection, scope), on_written))
 
     def bury(
         self, message: RelayedMessage, reason: str, history: list[Any], on_buried: Callable[[bool], None]
@@ -141,6 +186,8 @@ class Ledger(Service):
     def run_once(self) -> float:
         if time.monotonic() >= self._next_policies:
             self.read_policies()
+        if time.monotonic() >= self._next_resting:
+            self.read_resting()
         self._answer()
         pause = 0.0
         for _ in range(len(self._entries)):
@@ -148,7 +195,18 @@ class Ledger(Service):
             self.ticked(time.monotonic())
         if pause:
             return pause
-        return 0.0 if self.urgent() else max(0.0, self._next_policies - time.monotonic())
+        return (
+            0.0
+            if self.urgent()
+            else max(0.0, min(self._next_policies, self._next_resting) - time.monotonic())
+        )
+
+    def read_resting(self) -> None:
+        """As read_policies."""
+        with self._link.connection() as connection:
+            found = store.resting(connection)
+        self._next_resting = time.monotonic() + (RESTING_SECONDS if found else POLICY_SECONDS)
+        self._on_resting(found)
 
     def read_policies(self) -> None:
         """Also called before the start, by the main thread. Raises StoreError."""

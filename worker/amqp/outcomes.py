@@ -1,8 +1,8 @@
 """How an attempt ends that runs from RabbitMQ: the same decisions as SQL makes of a row, without asking it.
 
 A failure is decided by the message, else its actor, else its queue (failure_policy and message_backoff in
-migrations/functions/retry.sql; a test compares the two). What Postgres alone knows is not here: failure
-breakers and parked scopes hold nothing back (docs/rabbitmq.md).
+migrations/functions/retry.sql; a test compares the two). Failures are not counted for a failure breaker
+(docs/rabbitmq.md).
 """
 
 from __future__ import annotations

@@ -54,7 +54,14 @@ class AmqpProcess(WorkerProcess):
         consumer = self.consumer = AmqpConsumer(
             settings, self.id, meter, self._slot_of, prefetch, fixed=settings.amqp_prefetch is not None
         )
-        self.ledger = Ledger(self._open("ledger"), self.id, self.broker, self.queues, self._on_policies)
+        self.ledger = Ledger(
+            self._open("ledger"),
+            self.id,
+            self.broker,
+            self.queues,
+            self._on_policies,
+            lambda scopes: consumer.custody.resting.read(scopes),
+        )
         consumer.custody = Custody(
             self.id,
             Places(kinds, self.types),
@@ -95,6 +102,7 @@ class AmqpProcess(WorkerProcess):
         while not self._stop.asked:
             try:
                 self.ledger.read_policies()
+                self.ledger.read_resting()
                 self._find_queues()
                 return super()._wait_for_database()
             except (StoreUnavailable, BrokerAway) as error:

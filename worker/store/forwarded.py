@@ -76,6 +76,46 @@ def bury(
     return bool(connection.execute(sql("bury_forwarded"), given).fetchone()[0])  # type: ignore[index]
 
 
+@dataclass(frozen=True, slots=True)
+class RestingScope:
+    """A scope that rests for so many seconds; probing: after them one message at a time may start. breaker:
+    a failure breaker has parked it, and a success lifts it.
+    """
+
+    name: str
+    queue: str | None
+    types: list[str]
+    seconds: float
+    probing: bool
+    breaker: bool
+
+
+def park(
+    connection: DeadlineConnection,
+    message_id: int,
+    message_type: str,
+    seconds: float,
+    scope: str | None,
+    reason: str | None,
+) -> str | None:
+    """What a message calls asked for a pause; the scope when this has parked it. scope None: the only service
+    that its actor names. Raises InvalidArgument.
+    """
+    given = (message_id, message_type, seconds, scope, reason)
+    row = connection.execute(sql("park_forwarded_scope"), given).fetchone()
+    return None if row is None or row[0] is None else str(row[0])
+
+
+def resting(connection: DeadlineConnection) -> list[RestingScope]:
+    """What is parked or probing."""
+    return [RestingScope(*row) for row in connection.execute(sql("forwarded_resting")).fetchall()]
+
+
+def lift(connection: DeadlineConnection, scope: str) -> None:
+    """A message of it has succeeded whose failure breaker had parked it."""
+    connection.execute(sql("lift_forwarded_scope"), (scope,))
+
+
 def policies(connection: DeadlineConnection, queues: Sequence[str]) -> list[Row]:
     """What these queues say of retries (seconds), and where they are forwarded to."""
     return rows(connection, "forwarded_policies", (list(queues),))

@@ -28,3 +28,20 @@ select q.name, q.max_attempts, q.crash_limit, extract(epoch from q.backoff_initi
   q.backoff_multiplier::float8 as multiplier, extract(epoch from q.backoff_max)::float8 as longest,
   q.backoff_jitter::float8 as jitter, q.forward
 from packhorse.queues q where q.name = any (%s);
+
+-- name: park_forwarded_scope
+-- What a relayed message calls asked for a pause; the scope when this has parked it.
+select packhorse.park_forwarded_scope(%s, %s, make_interval(secs => %s), %s, %s);
+
+-- name: forwarded_resting
+-- Scopes that rest: seconds left, and whether one message at a time may start after them. breaker: a failure
+-- breaker has parked it.
+select s.name, s.queue, s.message_types,
+  greatest(extract(epoch from s.parked_until - clock_timestamp())::float8, 0), s.probing,
+  s.next_park is not null
+from packhorse.scopes s where s.ends_at > clock_timestamp();
+
+-- name: lift_forwarded_scope
+-- A message of it has succeeded, and its failure breaker had parked it.
+select packhorse.lift_scope(s.name) from packhorse.scopes s
+where s.name = %s and s.next_park is not null and s.parked_until <= clock_timestamp();
