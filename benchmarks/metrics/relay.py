@@ -184,7 +184,7 @@ class Bench:
         for kind in ("quorum", "classic"):
             url = self._vhost(kind)
             dramatiq_rabbitmq.broker(url, kind).close()
-            environment = {dramatiq_rabbitmq.URL: url, dramatiq_rabbitmq.KIND: kind}
+            environment = dramatiq_rabbitmq.environment(url, kind)
             theirs = self._consume(kind, url, lambda env=environment: self._dramatiq(env))  # type: ignore[misc]
             yield from theirs.numbers(f"consume by dramatiq, {kind} queue")
             yield from ours.beside(theirs, f"consume of dramatiq, {kind} queue")

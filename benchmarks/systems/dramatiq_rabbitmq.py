@@ -1,5 +1,5 @@
 """dramatiq's own Worker on its own RabbitmqBroker: eight threads, stock middleware, prefetch 1,000 (with
-16, its default, and with 64 it takes a third to a half more processor time).
+16, its default, and with 64 it takes a third to two thirds more processor time).
 
 `quorum` gives its queue the kind that Packhorse's have; else it is the classic one that dramatiq declares.
 """
@@ -31,6 +31,11 @@ class QuorumBroker(RabbitmqBroker):
         return arguments | {"x-queue-type": "quorum"}
 
 
+def environment(url: str, kind: str) -> dict[str, str]:
+    """Of a worker. dramatiq reads the prefetch when it is imported."""
+    return {URL: url, KIND: kind, "dramatiq_queue_prefetch": str(PREFETCH)}
+
+
 def broker(url: str, kind: str) -> RabbitmqBroker:
     """A broker with the benchmark's actor and its queue, which is there afterwards."""
     made = (QuorumBroker if kind == "quorum" else RabbitmqBroker)(url=url)
@@ -43,7 +48,6 @@ def work(url: str, kind: str) -> None:
     """Run a worker until the process is ended; `ready` before it takes anything."""
     made = broker(url, kind)
     made.emit_after("process_boot")
-    os.environ["dramatiq_queue_prefetch"] = str(PREFETCH)  # noqa: SIM112 (dramatiq's own spelling)
     worker = dramatiq.Worker(made, worker_threads=THREADS)
     print("ready", flush=True)
     worker.start()

@@ -23,7 +23,7 @@ from tests.support.workers import ROOT
 pytestmark = pytest.mark.slow
 
 FOLDER = ROOT / "deploy" / "kubernetes"
-OVERLAYS = ["dev", "production"]
+OVERLAYS = ["dev", "production", "rabbitmq"]
 #: Kinds of operators: no schema comes with Kubernetes; the tests below and test_operators.py read them.
 CUSTOM = {"PodMonitor", "PrometheusRule", "ScaledObject"}
 VERSIONS = ["1.27", "1.31", "1.34", "1.37"]
@@ -152,7 +152,9 @@ def test_kubernetes_waits_longer_than_the_drain(overlay):
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_probes_ask_the_three_endpoints_on_the_metrics_port(overlay):
     settings = one(overlay, "ConfigMap", "packhorse-settings")["data"]
-    for name in ("packhorse-worker", "packhorse-scheduler"):
+    running = set(pods(overlay)) - {"packhorse-migrate", "packhorse-web"}
+    assert {"packhorse-worker", "packhorse-scheduler"} <= running
+    for name in running:
         (container,) = pods(overlay)[name]["containers"]
         assert container["ports"] == [
             {"name": "metrics", "containerPort": int(settings["PACKHORSE_METRICS_PORT"])}
@@ -204,6 +206,24 @@ def test_the_settings_are_settings(overlay, tmp_path):
     assert data.pop("PACKHORSE_DATABASE_URL_FILE").rsplit("/", 1)[0] in mounts
     (tmp_path / "database_url").write_text("postgresql://worker@db/app\n")
     load_settings({**data, "PACKHORSE_DATABASE_URL_FILE": str(tmp_path / "database_url")})
+
+
+@needs_kubectl
+def test_relay_and_workers_on_rabbitmq_have_its_url_and_its_ports(tmp_path):
+    data = one("rabbitmq", "ConfigMap", "packhorse-rabbitmq-settings")["data"]
+    (tmp_path / "amqp_url").write_text("amqps://rabbit/packhorse\n")
+    settings = load_settings({**data, "PACKHORSE_AMQP_URL_FILE": str(tmp_path / "amqp_url")})
+    assert settings.amqp_url is not None and settings.amqp_partitions == 16
+    for name, arguments in [("relay", ["relay"]), ("worker-amqp", ["worker", "--broker", "amqp"])]:
+        (container,) = pods("rabbitmq")[f"packhorse-{name}"]["containers"]
+        assert container["args"] == arguments
+        folder = data["PACKHORSE_AMQP_URL_FILE"].rsplit("/", 1)[0]
+        assert folder in {mount["mountPath"] for mount in container["volumeMounts"]}
+        one("rabbitmq", "PodDisruptionBudget", f"packhorse-{name}")
+        (rule,) = one("rabbitmq", "NetworkPolicy", f"packhorse-{name}")["spec"]["egress"]
+        assert [port["port"] for port in rule["ports"]] == [5671, 5672]
+        monitored = one("rabbitmq", "PodMonitor", "packhorse")["spec"]["selector"]["matchExpressions"][0]
+        assert name in monitored["values"]
 
 
 @needs_kubectl
@@ -271,7 +291,9 @@ def test_the_prometheus_rule_is_the_rule_file():
 def test_there_are_no_secrets_in_the_manifests():
     for path in FOLDER.rglob("*.yaml"):
         for item in yaml.safe_load_all(path.read_text()):
-            assert item["kind"] != "Secret" and "postgresql://" not in json.dumps(item), path
+            assert item["kind"] != "Secret" and not re.search("(postgresql|amqps?)://", json.dumps(item)), (
+                path
+            )
 
 
 CONTAINERFILE = (ROOT / "deploy" / "Containerfile").read_text()
