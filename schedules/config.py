@@ -7,7 +7,6 @@ a shipped one takes its place, `enabled = false` switches it off.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -15,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from packhorse.schedules.document import read_document
 from packhorse.schedules.maintenance.policies import Gates, Partitions, Retention
 from packhorse.schedules.registry import (
     FOLLOWED,
@@ -28,6 +26,7 @@ from packhorse.schedules.registry import (
     maintenance_schedules,
 )
 from packhorse.schedules.timetable.schedule import Schedule
+from packhorse.worker.config import read_document
 from packhorse.worker.errors import ConfigError, InvalidArgument
 from packhorse.worker.suggest import near_miss
 
@@ -122,7 +121,7 @@ def read_plan(
     """The same without the entries that are wrong, and every problem. Raises ConfigError when the file is no
     TOML.
     """
-    document, path = read_document(os.environ if environ is None else environ, toml_path)
+    document, path = read_document(toml_path, environ)
     problems: list[str] = []
 
     def section(

@@ -6,9 +6,7 @@ A declaration is data and has no effect; registry.py makes a service of it.
 
 from __future__ import annotations
 
-import os
 import re
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any, TypedDict
 from urllib.parse import urlsplit
 
 from packhorse.worker.calls.timeouts import TIMEOUTS_MS
-from packhorse.worker.config import NAME_PATTERN
+from packhorse.worker.config import NAME_PATTERN, read_document
 from packhorse.worker.errors import ConfigError
 from packhorse.worker.suggest import near_miss
 
@@ -262,14 +260,7 @@ def tables_in_toml(
     """Name, content and place of the tables [section.NAME] of packhorse.toml; none without one. Raises
     ConfigError when it cannot be read, or one of them is no table.
     """
-    environ = os.environ if environ is None else environ
-    path = path or Path(environ.get("PACKHORSE_CONFIG") or "packhorse.toml")
-    if not path.is_file():
-        return []
-    try:
-        document = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError([f"{path}: not readable as TOML: {error}"]) from None
+    document, path = read_document(path, environ)
     tables = document.get(section, {})
     if not isinstance(tables, dict):
         raise ConfigError([f"{path}: [{section}]: must be tables, [{section}.NAME]"])

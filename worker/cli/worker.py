@@ -8,9 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from packhorse.schedules.document import has_policies
 from packhorse.worker.cli.common import configure_logging, database_url
-from packhorse.worker.config import Settings, load_settings
+from packhorse.worker.config import Settings, has_policies, load_settings
 from packhorse.worker.errors import ConfigError
 
 #: The module that tells the database what packhorse.toml says of retention; last, so that it joins the broker

@@ -7,7 +7,6 @@ appear in a message. Order: keyword > environment > TOML file > default.
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from packhorse.worker.config.document import SECTIONS, WHERE, read_document
 from packhorse.worker.config.settings import Settings
 from packhorse.worker.errors import ConfigError
 from packhorse.worker.suggest import near_miss
@@ -22,10 +22,8 @@ from packhorse.worker.suggest import near_miss
 PREFIX = "PACKHORSE_"
 #: Variables with our prefix that are none: where the file is, and the database of an application's tests
 #: (worker/testing/plugin.py).
-NO_SETTINGS = frozenset({"PACKHORSE_CONFIG", "PACKHORSE_TEST_DATABASE_URL"})
+NO_SETTINGS = frozenset({WHERE, "PACKHORSE_TEST_DATABASE_URL"})
 MAX_SECRET_BYTES = 65536
-#: Tables of packhorse.toml that schedules/config.py, calls/declarations.py and calls/push read.
-SECTIONS = ("schedules", "retention", "partitions", "gates", "services", "push")
 #: Settings that may come from a file: systemd credentials, mounted secrets. Other settings are no secrets.
 SECRETS = frozenset(
     name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)
@@ -43,23 +41,18 @@ def load_settings(
     problems: list[str] = []
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
-    named = toml_path or (Path(environ["PACKHORSE_CONFIG"]) if environ.get("PACKHORSE_CONFIG") else None)
-    path = named or Path("packhorse.toml")
-    # a mount whose source was missing leaves a folder; a link may lead nowhere
-    if os.path.lexists(path) and not path.is_file():
-        problems.append(f"{path}: is there, but is no file that can be read")
-    elif path.is_file():
-        try:
-            values.update(
-                (name, value)
-                for name, value in tomllib.loads(path.read_text()).items()
-                if name not in SECTIONS
-            )
-            sources.update(dict.fromkeys(values, str(path)))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-            problems.append(f"{path}: not readable as TOML: {error}")
-    elif named:
-        problems.append(f"{path}: no such configuration file")
+    try:
+        document, path = read_document(toml_path, environ)
+    except ConfigError as error:
+        problems += error.problems
+    else:
+        values.update((name, value) for name, value in document.items() if name not in SECTIONS)
+        sources.update(dict.fromkeys(values, str(path)))
+        # a mount whose source was missing leaves a folder; a link may lead nowhere
+        if os.path.lexists(path) and not path.is_file():
+            problems.append(f"{path}: is there, but is no file that can be read")
+        elif not path.is_file() and (toml_path or environ.get(WHERE)):
+            problems.append(f"{path}: no such configuration file")
     _read_environment(environ, values, sources, problems)
     values.update({key: value for key, value in overrides.items() if value is not None})
     for name in [name for name in values if name not in Settings.model_fields]:
