@@ -1,7 +1,7 @@
 """One attempt of a message that an endpoint handles: request, answer, outcome (SPEC W8).
 
 It runs as the handler of an `async def` actor: attempts, leases, retries, dead letters and drain are those of
-every message. What the answer means is in `outcome_of`.
+every message. What the answer means is in `_against_endpoint` and `_finish`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from packhorse.worker.version import __version__
 
 logger = logging.getLogger("packhorse.push")
 
-#: Another attempt may end better: not ready for it, or too much at once.
-AGAIN = frozenset({408, 425, 429})
-#: Asks for a pause when it says how long.
+#: Of these an answer that says how long asks for a pause.
 PAUSES = frozenset({429, 503})
+#: The endpoint works, and another attempt may end better.
+TOO_EARLY = 425
 #: Of an answer, in the text of a failure.
 MOST_QUOTED = 200
 #: Standard Webhooks puts the id before a dot.
@@ -66,9 +66,7 @@ class Push:
         text = message.payload_text
         async with self._service.call():
             answer = await self.client.post(self._headers(message, text), text.encode())
-            failure = self._failure(answer)
-            if failure is not None:
-                raise failure
+            self._against_endpoint(answer)
         self._finish(message, answer)
 
     def _headers(self, message: ClaimedMessage, text: str) -> dict[str, str]:
@@ -91,15 +89,13 @@ class Push:
                 headers["tracestate"] = state
         return headers
 
-    def _failure(self, answer: PushAnswer) -> PushFailed | None:
-        """What speaks against the endpoint, and is to reach its breaker."""
+    def _against_endpoint(self, answer: PushAnswer) -> None:
+        """Raise what speaks against the endpoint, where its breaker sees it."""
         status = answer.status
-        pauses = status in PAUSES and retry_after_seconds(answer.headers) is not None
         if 300 <= status < 400:
-            return self._error(PushFailed, answer, "; redirects are not followed: change url")
-        if status == 408 or (status == 429 and not pauses) or (status >= 500 and not pauses) or status < 200:
-            return self._error(PushFailed, answer)
-        return None
+            raise self._error(PushFailed, answer, "; redirects are not followed: change url")
+        if (status < 200 or status in (408, 429) or status >= 500) and _pause_seconds(answer) is None:
+            raise self._error(PushFailed, answer)
 
     def _finish(self, message: ClaimedMessage, answer: PushAnswer) -> None:
         """What an endpoint that works says of this message."""
@@ -114,13 +110,11 @@ class Push:
                     status,
                 )
             return
-        if status in PAUSES and (seconds := retry_after_seconds(answer.headers)) is not None:
+        if (seconds := _pause_seconds(answer)) is not None:
             raise RetryAfter(seconds, scope=self._service.name, reason=self._said(answer))
         if status == 410:
             raise Cancel(self._said(answer, ": it does not want these messages any more"))
-        if status in AGAIN:
-            raise self._error(PushFailed, answer)
-        raise self._error(PushRefused, answer)
+        raise self._error(PushFailed if status == TOO_EARLY else PushRefused, answer)
 
     def _error(self, kind: type[Failed], answer: PushAnswer, more: str = "") -> Failed:
         return kind(
@@ -135,6 +129,11 @@ class Push:
         return f"the endpoint of {self.declaration.types} answered with status {answer.status}{more}" + (
             f": {body}" if body else ""
         )
+
+
+def _pause_seconds(answer: PushAnswer) -> float | None:
+    """How long it asks to wait; None when it asks for no pause."""
+    return retry_after_seconds(answer.headers) if answer.status in PAUSES else None
 
 
 def webhook_id(message: ClaimedMessage) -> str:
