@@ -17,9 +17,9 @@ from packhorse.schedules.backfill.base import (
     CheckFinding,
     quickly,
     refuse,
-    refuse_drop,
+    refuse_run_of_drop,
 )
-from packhorse.schedules.backfill.guard import checked, guard, look
+from packhorse.schedules.backfill.guard import guard, look, refuse_drop
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.errors import translated
 from packhorse.worker.errors import InvalidArgument
@@ -170,7 +170,7 @@ def dry_run(connection: DeadlineConnection, backfill: Backfill) -> DryRun:
     """The check, the count, and the first batch, which is done and taken back: nothing is changed. Raises
     InvalidArgument, StoreError.
     """
-    refuse_drop(backfill)
+    refuse_run_of_drop(backfill)
     findings = check(connection, backfill)
     refuse(findings, f"the backfill {backfill.name} cannot run")
 
@@ -269,11 +269,11 @@ def finish(
         _refuse_running(connection, backfill)
         look(connection, backfill, source)
         state = store.progress(connection, backfill.name)[0]
-        checked(guard(connection, backfill, source, state))
+        refuse_drop(guard(connection, backfill, source, state))
         with connection.transaction():
             store.drop_timeouts(connection, DROP_LOCK_MILLISECONDS, LAST_LOOK_MILLISECONDS)
             tables.run(connection, "backfill_lock_source", table=source.identifier)
-            checked(backfill.last_look(connection, source, rows))
+            refuse_drop(backfill.last_look(connection, source, rows))
             counted = tables.count(connection, source)
             backfill.finish(connection, source)
             store.move(

@@ -211,6 +211,13 @@ class Backfill(ABC):
                 field="source",
             )
 
+    def not_ours(self, target: SourceTable) -> Iterator[CheckFinding]:
+        """A refusal when this role does not own the table that is written to."""
+        if not target.owned:
+            text = f"{target.label} belongs to {target.owner}: this role cannot write all of its rows"
+            hint = "Set maintenance_url to a connection of its owner."
+            yield CheckFinding("refused", "rights", text, hint)
+
     def missing_columns(
         self, source: SourceTable, wanted: Mapping[str, tuple[str, ...]]
     ) -> Iterator[CheckFinding]:
@@ -246,7 +253,7 @@ def refuse(findings: list[CheckFinding], what: str) -> None:
         )
 
 
-def refuse_drop(backfill: Backfill) -> None:
+def refuse_run_of_drop(backfill: Backfill) -> None:
     """Raise InvalidArgument for one that copies nothing: there is nothing to run."""
     if not backfill.copies:
         hint = f"packhorse backfill check, verify and, two days later, finish {backfill.name}"

@@ -24,7 +24,7 @@ from packhorse.schedules.backfill.base import (
     CheckFinding,
     quickly,
     refuse,
-    refuse_drop,
+    refuse_run_of_drop,
 )
 from packhorse.schedules.backfill.beats import Beats
 from packhorse.schedules.backfill.guard import look
@@ -141,7 +141,7 @@ class BackfillRun(BatchWork):
 
     def _begin(self) -> SourceTable:
         """The source, after the check. The backfill is declared; nothing else is changed."""
-        refuse_drop(self._backfill)
+        refuse_run_of_drop(self._backfill)
         refuse(check(self._connection, self._backfill), f"the backfill {self._backfill.name} cannot run")
         source = self._backfill.find_source(self._connection)
         assert source is not None, "the check refuses a source that is not there"

@@ -93,18 +93,18 @@ def _activity(connection: DeadlineConnection, backfill: Backfill, source: Source
     return found
 
 
-def checked(findings: list[CheckFinding]) -> None:
-    """Raise StoreError with all of them. Its own class of refusal: nothing about the arguments was wrong."""
-    refused = [finding for finding in findings if finding.level == "refused"]
+def refuse_drop(findings: list[CheckFinding]) -> None:
+    """Raise DropRefused with every refusal among the findings."""
+    refused = tuple(finding for finding in findings if finding.level == "refused")
     if refused:
-        raise DropRefused(findings)
+        raise DropRefused(refused)
 
 
 class DropRefused(StoreError):
-    """An old table may not go yet. findings: every reason."""
+    """An old table may not go yet; nothing about the arguments was wrong. findings: every reason."""
 
-    def __init__(self, findings: list[CheckFinding]) -> None:
-        self.findings = tuple(finding for finding in findings if finding.level == "refused")
+    def __init__(self, findings: tuple[CheckFinding, ...]) -> None:
+        self.findings = findings
         hints = list(dict.fromkeys(finding.hint for finding in self.findings if finding.hint))
         super().__init__(
             "not dropped: "

@@ -59,11 +59,7 @@ class LogTable(Backfill):
         found = list(self.missing_columns(source, self.columns))
         target = tables.table(connection, self.target, ours=True)
         assert target is not None, "the ledger is there, so the platform is"
-        if not target.owned:
-            text = f"{target.label} belongs to {target.owner}: this role cannot write all of its rows"
-            found.append(
-                CheckFinding("refused", "rights", text, "Set maintenance_url to a connection of its owner.")
-            )
+        found += self.not_ours(target)
         if found:
             return found
         given = {"names": list(VERDICTS), "schema": quoted(source.schema)}
