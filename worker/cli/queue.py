@@ -10,7 +10,7 @@ import typer
 
 from packhorse.worker.cli.common import AsJson, Operator, Reason, Yes, confirmed, database, operator_name
 from packhorse.worker.cli.errors import CommandError, usage
-from packhorse.worker.cli.render import print_json, print_rows
+from packhorse.worker.cli.render import print_json, print_paused, print_rows
 from packhorse.worker.db.errors import translated
 from packhorse.worker.errors import StoreRejected
 from packhorse.worker.exits import EXIT_OK
@@ -71,10 +71,7 @@ def pause(
         if name is None:
             return _told_all(operations.pause_all_queues(connection, who, reason), "paused", as_json)
         changed = operations.pause_queue(connection, name, who, reason)
-    if as_json:
-        print_json({"queue": name, "paused": True, "changed": changed})
-    else:
-        print(f"{name} is paused" if changed else f"{name} was paused already")
+    print_paused("queue", name, True, changed, as_json)
     return EXIT_OK
 
 
@@ -92,10 +89,7 @@ def resume(
         if name is None:
             return _told_all(operations.resume_all_queues(connection, who, reason), "resumed", as_json)
         changed = operations.resume_queue(connection, name, who, reason)
-    if as_json:
-        print_json({"queue": name, "paused": False, "changed": changed})
-    else:
-        print(f"{name} goes on" if changed else f"{name} was not paused")
+    print_paused("queue", name, False, changed, as_json)
     return EXIT_OK
 
 

@@ -31,6 +31,16 @@ def json_line(document: Any) -> str:
     return json.dumps(document, ensure_ascii=not _unicode(), default=_plain)
 
 
+def print_paused(kind: str, name: str, paused: bool, changed: bool, as_json: bool) -> None:
+    """What became of a pause or a resume. kind: what is paused, the key of its name."""
+    if as_json:
+        print_json({kind: name, "paused": paused, "changed": changed})
+    elif paused:
+        print(f"{name} is paused" if changed else f"{name} was paused already")
+    else:
+        print(f"{name} goes on" if changed else f"{name} was not paused")
+
+
 def _unicode() -> bool:
     """Can stdout print every character?"""
     return (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")

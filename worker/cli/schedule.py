@@ -9,7 +9,7 @@ import typer
 
 from packhorse.schedules.timetable.triggers import trigger, upcoming, zone
 from packhorse.worker.cli.common import AsJson, Limit, Operator, Reason, database, operator_name
-from packhorse.worker.cli.render import print_fields, print_json, print_rows
+from packhorse.worker.cli.render import print_fields, print_json, print_paused, print_rows
 from packhorse.worker.exits import EXIT_OK
 from packhorse.worker.store import schedules as store
 
@@ -100,10 +100,7 @@ def pause(schedule: Name, operator: Operator = None, reason: Reason = None, as_j
     """Fire nothing more until resume."""
     with database() as connection:
         changed = store.pause(connection, schedule, operator_name(operator), reason)
-    if as_json:
-        print_json({"schedule": schedule, "paused": True, "changed": changed})
-    else:
-        print(f"{schedule} is paused" if changed else f"{schedule} was paused already")
+    print_paused("schedule", schedule, True, changed, as_json)
     return EXIT_OK
 
 
@@ -112,10 +109,7 @@ def resume(schedule: Name, operator: Operator = None, reason: Reason = None, as_
     """Let a paused schedule go on, from now."""
     with database() as connection:
         changed = store.resume(connection, schedule, operator_name(operator), reason)
-    if as_json:
-        print_json({"schedule": schedule, "paused": False, "changed": changed})
-    else:
-        print(f"{schedule} goes on" if changed else f"{schedule} was not paused")
+    print_paused("schedule", schedule, False, changed, as_json)
     return EXIT_OK
 
 
