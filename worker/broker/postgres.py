@@ -199,9 +199,7 @@ class PostgresBroker(Emptying, Broker):
     def enqueue(self, message: Any, *, delay: int | None = None) -> Any:
         """Put a message on its queue; in the handler's transaction when it has one.
 
-        delay: milliseconds. Options beyond dramatiq's: priority 1..10, conversation_key, dedup_key,
-        dedup_window (s), pending_key, when_pending, debounce (s), max_wait (s), correlation_id,
-        trace_context, max_attempts, concurrency_key, fairness_key, run_at, expires_in (s). Raises
+        delay: milliseconds. Options beyond dramatiq's: those of EnqueueOptions, in its units. Raises
         InvalidArgument, StoreUnavailable.
         """
         if isinstance(message, ClaimedMessage):

@@ -142,10 +142,8 @@ def enqueue(
 
     connection: psycopg Connection or Cursor, SQLAlchemy Connection, Session or raw connection, Django
     connection (`django.db.connection`). message_type: the name of the actor. payload: its arguments by name,
-    a JSON object of at most 1 MiB. options: delay (s or timedelta), priority, conversation_key, dedup_key,
-    dedup_window (s), pending_key, when_pending, debounce (s), max_wait (s), correlation_id, trace_context,
-    max_attempts, concurrency_key, fairness_key, run_at, expires_in (s); others become dramatiq options,
-    unless they look like one of these misspelt. db_schema: where the queue is, when the settings of this
+    a JSON object of at most 1 MiB. options: those of EnqueueOptions; others become dramatiq options, unless
+    they look like one of these misspelt. db_schema: where the queue is, when the settings of this
     process do not say it. Returns the id, and whether it is that of an older message. Logs type_unknown,
     once per type, when workers live and none has ever registered it. Raises InvalidArgument for what can be
     seen here, the driver's own error for the rest.

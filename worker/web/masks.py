@@ -1,4 +1,4 @@
-"""What of a text that may quote a payload is shown to whom (SPEC O6).
+"""How much each visitor sees of a text that may quote a payload (SPEC O6).
 
 The text of an error is hidden from viewers, as values of payloads are; others see it as the log has it,
 without phone numbers, addresses and secrets. The whole text is revealed with the message, which is recorded.
@@ -20,8 +20,10 @@ _REFUSAL = re.compile(r"(the database refused to write that): .*(\. It does not 
 
 def error_text(text: str | None, visitor: Visitor | None) -> str | None:
     """The text of an error, or a traceback: for viewers its length alone."""
-    if text is None or _is_operator(visitor):
-        return text and mask_whole(text)
+    if text is None:
+        return None
+    if _is_operator(visitor):
+        return mask_whole(text)
     return f"••• {plural(len(text), 'character')}"
 
 
