@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 
 import psycopg
 
+from benchmarks.harness.ports import free_port, wait_listening
 from benchmarks.harness.postgres import Postgres
-from benchmarks.harness.redis import free_port
 
 PROGRAM = shutil.which("pgbouncer", path=os.environ.get("PATH", "") + ":/usr/sbin")
-START_SECONDS = 10.0
 
 
 class PgBouncer:
@@ -44,7 +41,7 @@ class PgBouncer:
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/", start_new_session=True
         )
         try:
-            self._wait()
+            wait_listening(self.port, self._process)
         except BaseException:
             self.close()
             raise
@@ -57,17 +54,6 @@ class PgBouncer:
     def uri(self, database: str) -> str:
         """Connection string of a database through the pooler."""
         return f"postgresql://{self._role}@127.0.0.1:{self.port}/{database}"
-
-    def _wait(self) -> None:
-        deadline = time.monotonic() + START_SECONDS
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
-                return
-            except OSError:
-                if time.monotonic() > deadline or self._process.poll() is not None:
-                    raise
-            time.sleep(0.05)  # until it listens, which it tells nobody
 
     def close(self) -> None:
         """Stop it and remove its directory."""

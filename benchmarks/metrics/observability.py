@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import http.client
 import re
-import socket
 import tempfile
 import threading
 import time
@@ -22,6 +21,7 @@ import psycopg
 
 from benchmarks.harness.config import Settings
 from benchmarks.harness.payload import NUMBER_MARK, SENT_MARK, TEMPLATE
+from benchmarks.harness.ports import free_port
 from benchmarks.harness.stats import median, percentile
 from benchmarks.metrics.base import Case, Number
 from benchmarks.systems.base import System
@@ -259,11 +259,6 @@ def count(system: PostgresSystem) -> float:
     if not counted:
         raise RuntimeError("nothing was counted")
     return (time.perf_counter() - began) * 1000
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def get(port: int) -> str:
