@@ -75,8 +75,14 @@ class FrozenSql(Sql):
         self.rows("update testing.clock_stands set at = greatest(at, %s)", moment)
 
     def crash(self, lease: Lease) -> int:
-        """Time passes until the lease is over, and rescue runs; how many were returned."""
-        self.until(self.live(lease.id)["lease_expires_at"])
+        """Time passes until the lease is over, a day when it has no end, and rescue runs; how many were
+        returned.
+        """
+        self.rows(
+            "update testing.clock_stands set at = greatest(at, (select case when isfinite(m.lease_expires_at) "
+            "then m.lease_expires_at else at + interval '1 day' end from message_queue m where m.id = %s))",
+            lease.id,
+        )
         self.later("1 millisecond")
         return int(self.value("select rescue_expired_messages()"))
 

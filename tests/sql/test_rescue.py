@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from uuid import UUID, uuid4
 
 import pytest
@@ -12,6 +13,14 @@ from tests.sql.client import HOLDER, OTHER, Lease, Sql
 from tests.sql.frozen import FrozenSql
 from tests.support.postgres import Database
 from tests.support.waiting import wait_until
+
+MINUTE = timedelta(minutes=1)
+
+
+@pytest.fixture
+def sql(frozen_sql: FrozenSql) -> FrozenSql:
+    """Leases, silence and waits are of a clock that stands until a test moves it."""
+    return frozen_sql
 
 
 def register(sql: Sql, holder: UUID = HOLDER, types: tuple[str, ...] = ("effect",)) -> None:
@@ -36,19 +45,19 @@ def test_a_registered_worker_declares_its_queues_and_types(sql: Sql) -> None:
     assert sql.rows("select deregister_worker(%s)", HOLDER) == [(None,)]
 
 
-def test_a_beat_extends_every_held_lease_and_is_silent_when_all_is_well(sql: Sql) -> None:
+def test_a_beat_extends_every_held_lease_and_is_silent_when_all_is_well(sql: FrozenSql) -> None:
     register(sql)
     held = [sql.claimed() for _ in range(3)]
-    sql.rows("update message_queue set lease_expires_at = clock_timestamp() + interval '1 second'")
+    sql.later("4 minutes 59 seconds")
     assert beat(sql, *held) == []
-    assert sql.value(
-        "select min(lease_expires_at) > clock_timestamp() + interval '50 seconds' from message_queue"
-    )
+    assert sql.rows("select lease_expires_at from message_queue") == [(sql.now + MINUTE,)] * 3
 
 
-def test_a_beat_names_what_is_lost_and_what_is_to_be_cancelled(sql: Sql) -> None:
+def test_a_beat_names_what_is_lost_and_what_is_to_be_cancelled(sql: FrozenSql) -> None:
     register(sql)
-    kept, lost, unwanted = (sql.claimed() for _ in range(3))
+    lost = sql.claimed()
+    sql.later("1 second")
+    kept, unwanted = sql.claimed(), sql.claimed()
     sql.crash(lost)
     sql.rows("select cancel_message(%s)", unwanted.id)
     assert sorted(beat(sql, kept, lost, unwanted)) == [(lost.id, False, False), (unwanted.id, True, True)]
@@ -81,35 +90,35 @@ def test_a_beat_records_state_and_counters(sql: Sql) -> None:
     ]
 
 
-def test_a_beat_keeps_the_types_of_the_worker_alive(sql: Sql) -> None:
+def test_a_beat_keeps_the_types_of_the_worker_alive(sql: FrozenSql) -> None:
     register(sql, types=("mine",))
-    sql.rows("update message_types set last_seen_at = clock_timestamp() - interval '2 minutes'")
+    sql.later("2 minutes")
     beat(sql)
-    assert sql.value(
-        "select last_seen_at > clock_timestamp() - interval '1 minute' from message_types where name = 'mine'"
-    )
+    assert sql.value("select last_seen_at from message_types where name = 'mine'") == sql.now
 
 
-def test_a_beat_of_a_forgotten_worker_says_so_and_its_leases_go_on(sql: Sql) -> None:
+def test_a_beat_of_a_forgotten_worker_says_so_and_its_leases_go_on(sql: FrozenSql) -> None:
     lease = sql.claimed()
-    sql.rows("update message_queue set lease_expires_at = clock_timestamp() + interval '1 second'")
+    sql.later("4 minutes 59 seconds")
     assert beat(sql, lease) == [(None, False, False)]
-    assert sql.value("select lease_expires_at > clock_timestamp() + interval '50 seconds' from message_queue")
+    assert sql.live(lease.id)["lease_expires_at"] == sql.now + MINUTE
 
 
-def test_silent_workers_are_forgotten_and_their_messages_are_not_touched(sql: Sql) -> None:
+def test_silent_workers_are_forgotten_and_their_messages_are_not_touched(sql: FrozenSql) -> None:
     register(sql)
     lease = sql.claimed()
-    sql.rows("update workers set last_seen_at = clock_timestamp() - interval '11 minutes'")
+    sql.later("10 minutes")
+    assert sql.value("select forget_dead_workers()") == 0
+    sql.later("1 millisecond")
     assert sql.value("select forget_dead_workers()") == 1
     assert sql.state(lease.id) == "running"
 
 
-def test_silent_workers_and_their_requests_are_forgotten_in_bounded_steps(sql: Sql) -> None:
+def test_silent_workers_and_their_requests_are_forgotten_in_bounded_steps(sql: FrozenSql) -> None:
     for _ in range(5):
         register(sql, uuid4())
     sql.rows("insert into daemon_requests select daemon, 'quiet', 'ann', '2020-01-01' from workers")
-    sql.rows("update workers set last_seen_at = clock_timestamp() - interval '11 minutes'")
+    sql.later("11 minutes")
     left = []
     for _ in range(4):
         count = sql.value("select forget_dead_workers(p_limit => 2)")
@@ -130,8 +139,11 @@ def test_a_dead_workers_row_that_somebody_holds_keeps_no_other(own_clients: Call
     assert sql.value("select forget_dead_workers()") == 1
 
 
-def test_rescue_returns_what_is_over_and_nothing_else(sql: Sql) -> None:
-    over, held = sql.claimed(), sql.claimed()
+def test_rescue_returns_what_is_over_and_nothing_else(sql: FrozenSql) -> None:
+    over = sql.claimed()
+    sql.later("1 millisecond")
+    held = sql.claimed()
+    sql.until(sql.live(over.id)["lease_expires_at"])
     assert sql.value("select rescue_expired_messages()") == 0
     assert sql.crash(over) == 1
     assert (sql.state(over.id), sql.state(held.id)) == ("pending", "running")
@@ -144,11 +156,11 @@ def test_rescue_needs_no_row_in_workers(sql: Sql) -> None:
     assert sql.crash(lease) == 1
 
 
-def test_rescue_is_bounded_and_ends(sql: Sql) -> None:
+def test_rescue_is_bounded_and_ends(sql: FrozenSql) -> None:
     for _ in range(7):
         sql.enqueue()
     assert len(sql.claim(10)) == 7
-    sql.rows("update message_queue set lease_expires_at = clock_timestamp() - interval '1 second'")
+    sql.later("6 minutes")
     assert [sql.value("select rescue_expired_messages(3)") for _ in range(4)] == [3, 3, 1, 0]
 
 
@@ -186,23 +198,22 @@ def test_a_crash_costs_no_attempt_and_is_counted_apart(sql: Sql) -> None:
     ]
 
 
-def test_the_first_crash_is_followed_at_once_and_the_next_one_by_the_backoff(sql: Sql) -> None:
+def test_the_first_crash_is_followed_at_once_and_the_next_one_by_the_backoff(sql: FrozenSql) -> None:
     sql.set_queue(backoff_initial="60 seconds", backoff_max="100 seconds")
     message_id = sql.enqueue()
     sql.crash(sql.claim_one())
-    assert sql.value("select run_at <= clock_timestamp() + interval '1 second' from message_queue")
+    assert sql.now <= sql.live(message_id)["run_at"] <= sql.now + timedelta(seconds=1)
     sql.due_now()
     sql.crash(sql.claim_one())
-    assert sql.live(message_id)["crashes"] == 2
-    assert sql.value("select run_at > clock_timestamp() + interval '50 seconds' from message_queue")
+    assert (sql.live(message_id)["crashes"], sql.live(message_id)["run_at"]) == (2, sql.now + MINUTE)
 
 
-def test_what_ran_beside_each_other_comes_back_at_different_times(sql: Sql) -> None:
+def test_what_ran_beside_each_other_comes_back_at_different_times(sql: FrozenSql) -> None:
     """Beside a message that kills its process they should not all be a second time."""
     for _ in range(50):
         sql.enqueue()
     assert len(sql.claim(50)) == 50
-    sql.rows("update message_queue set lease_expires_at = clock_timestamp() - interval '1 second'")
+    sql.later("6 minutes")
     assert sql.value("select rescue_expired_messages()") == 50
     assert sql.value("select max(run_at) - min(run_at) > interval '0.3 seconds' from message_queue")
 
@@ -289,9 +300,8 @@ def test_the_lease_of_a_process_that_turns_out_to_live_was_no_crash(sql: Sql) ->
     assert events(sql, lease.id) == ["lease_expired", "crash_withdrawn"]
 
 
-def test_nothing_is_rescued_in_the_first_seconds_of_a_server(frozen_sql: FrozenSql) -> None:
+def test_nothing_is_rescued_in_the_first_seconds_of_a_server(sql: FrozenSql) -> None:
     """Workers that live get the chance to renew after an outage of all."""
-    sql = frozen_sql
     sql.claimed()
     sql.rows("update message_queue set lease_expires_at = pg_postmaster_start_time()")
     sql.rows("update testing.clock_stands set at = pg_postmaster_start_time() + interval '5 seconds'")
@@ -348,15 +358,19 @@ def test_a_message_that_always_stalls_its_process_is_not_excused_for_ever(sql: S
     assert sql.dead(message_id)["reason"] == "quarantined"
 
 
-def test_the_last_crash_is_not_counted_while_the_holder_may_come_back(sql: Sql) -> None:
+def test_the_last_crash_is_not_counted_while_the_holder_may_come_back(sql: FrozenSql) -> None:
     register(sql)
     sql.set_queue(crash_limit=2)
     message_id = sql.enqueue()
     sql.crash(sql.claim_one())
     sql.due_now()
     lease = sql.claim_one()
+    sql.later("5 minutes")
+    beat(sql)
     assert sql.crash(lease) == 0 and sql.state(message_id) == "running"
-    sql.rows("update workers set last_seen_at = clock_timestamp() - interval '91 seconds'")
+    sql.later("89 seconds")
+    assert sql.crash(lease) == 0, "three leases of 30 s have not passed since its beat"
+    sql.later("1 second")
     assert sql.crash(lease) == 1 and sql.dead(message_id)["reason"] == "quarantined"
 
 
@@ -494,12 +508,12 @@ def policy(sql: Sql, **said: object) -> None:
     )
 
 
-def test_an_attempt_that_no_code_of_the_actor_ends_is_decided_by_what_that_code_says(sql: Sql) -> None:
+def test_an_attempt_that_no_code_of_the_actor_ends_is_decided_by_what_that_code_says(sql: FrozenSql) -> None:
     policy(sql, max_attempts=2, min_backoff=60_000, max_backoff=70_000, on_retry_exhausted="gave_up")
     message_id = sql.enqueue(payload=Jsonb({"key": "k"}))
     lease = sql.claim_one()
     assert sql.value("select fail_overdue_message(%s, %s, 'late')", lease.id, lease.token) == "retry"
-    assert sql.value("select run_at > clock_timestamp() + interval '50 seconds' from message_queue")
+    assert sql.live(message_id)["run_at"] == sql.now + MINUTE
     sql.due_now()
     lease = sql.claim_one()
     assert sql.value("select fail_overdue_message(%s, %s, 'late')", lease.id, lease.token) == "dead"
@@ -514,12 +528,14 @@ def test_an_attempt_that_no_code_of_the_actor_ends_is_decided_by_what_that_code_
     assert info == {"retries": 1, "max_retries": 1}
 
 
-def test_the_last_crash_tells_who_waits_for_the_end_of_the_retries(sql: Sql) -> None:
+def test_the_last_crash_tells_who_waits_for_the_end_of_the_retries(sql: FrozenSql) -> None:
     policy(sql, on_retry_exhausted="gave_up")
     sql.set_queue(crash_limit=1)
     lease = sql.claimed()
+    sql.later("5 minutes")
+    beat(sql)
     assert sql.crash(lease) == 0, "its holder may come back, and this crash would be its last"
-    sql.rows("update workers set last_seen_at = clock_timestamp() - interval '91 seconds'")
+    sql.later("90 seconds")
     sql.crash(lease)
     assert sql.rows("select message_type from message_queue") == [("gave_up",)]
 
@@ -572,7 +588,7 @@ def test_a_handler_whose_transaction_is_cut_again_and_again_fails(sql: Sql) -> N
     assert answers == ["snooze"] * 4 + ["dead"] and sql.state(message_id) == "dead"
 
 
-def test_one_that_nobody_bounds_goes_on_and_waits_longer_each_time(sql: Sql) -> None:
+def test_one_that_nobody_bounds_goes_on_and_waits_longer_each_time(sql: FrozenSql) -> None:
     message_id = sql.enqueue(max_attempts=1)
     waits = []
     for _ in range(7):
@@ -585,11 +601,7 @@ def test_one_that_nobody_bounds_goes_on_and_waits_longer_each_time(sql: Sql) -> 
             )
             == "snooze"
         )
-        waits.append(
-            round(
-                sql.value("select extract(epoch from run_at - clock_timestamp())::float8 from message_queue")
-            )
-        )
+        waits.append((sql.live(message_id)["run_at"] - sql.now).total_seconds())
         sql.due_now()
     assert waits == [1, 2, 4, 8, 16, 30, 30] and sql.live(message_id)["attempt"] == 0
 
@@ -619,8 +631,7 @@ def test_recovering_twice_returns_nothing_more(sql: Sql) -> None:
     assert [sql.value("select recover_worker(%s, null)", HOLDER) for _ in range(2)] == [1, 0]
 
 
-def test_types_that_a_pattern_stands_for_are_known_while_its_workers_are_there(frozen_sql: FrozenSql) -> None:
-    sql = frozen_sql
+def test_types_that_a_pattern_stands_for_are_known_while_its_workers_are_there(sql: FrozenSql) -> None:
     register(sql, types=("crm.*",))
     known, unknown = sql.enqueue(message_type="crm.sync"), sql.enqueue(message_type="shop.sync")
     sql.later("59 minutes")
@@ -643,12 +654,14 @@ def test_one_of_a_type_without_worker_that_somebody_keeps_locked_keeps_no_other(
     assert [sql.state(message_id) for message_id in (locked, free)] == ["pending", "dead"]
 
 
-def test_a_message_of_a_type_without_worker_is_buried_after_the_stated_time(sql: Sql) -> None:
+def test_a_message_of_a_type_without_worker_is_buried_after_the_stated_time(sql: FrozenSql) -> None:
+    unknown, known = sql.enqueue(message_type="unknown"), sql.enqueue(message_type="known")
+    sql.later("1 second")
     register(sql, uuid4(), ("known",))
-    sql.rows("update message_types set last_seen_at = clock_timestamp() - interval '59 minutes'")
-    unknown = sql.enqueue(message_type="unknown", run_at="2020-01-01")
-    known = sql.enqueue(message_type="known", run_at="2020-01-01")
     fresh = sql.enqueue(message_type="unknown")
+    sql.until(sql.live(unknown)["run_at"] + 60 * MINUTE)
+    assert sql.value("select bury_unknown_types('1 hour')") == 0
+    sql.later("1 millisecond")
     assert sql.value("select bury_unknown_types('1 hour')") == 1
     assert [sql.state(message_id) for message_id in (unknown, known, fresh)] == ["dead", "pending", "pending"]
     assert (sql.dead(unknown)["reason"], sql.dead(unknown)["error_class"]) == (
@@ -657,32 +670,31 @@ def test_a_message_of_a_type_without_worker_is_buried_after_the_stated_time(sql:
     )
 
 
-def test_a_type_that_no_worker_has_named_for_the_stated_time_is_unknown_again(sql: Sql) -> None:
+def test_a_type_that_no_worker_has_named_for_the_stated_time_is_unknown_again(sql: FrozenSql) -> None:
     register(sql, types=("old",))
-    sql.rows("update message_types set last_seen_at = clock_timestamp() - interval '2 hours'")
-    message_id = sql.enqueue(message_type="old", run_at="2020-01-01")
+    message_id = sql.enqueue(message_type="old")
+    sql.later("2 hours")
     assert sql.value("select bury_unknown_types('1 hour')") == 1 and sql.state(message_id) == "dead"
 
 
-def test_a_message_that_crashed_a_process_is_buried_too_when_nobody_knows_its_type(sql: Sql) -> None:
+def test_a_message_that_crashed_a_process_is_buried_too_when_nobody_knows_its_type(sql: FrozenSql) -> None:
     """It held its conversation for ever."""
     lease = sql.claimed(conversation_key="c")
-    later = sql.enqueue(conversation_key="c")
     sql.crash(lease)
-    sql.rows(
-        "update message_queue set run_at = clock_timestamp() - interval '2 hours' where id = %s", lease.id
-    )
+    sql.later("2 hours")
+    later = sql.enqueue(conversation_key="c")
     assert sql.value("select bury_unknown_types('1 hour')") == 1
     assert sql.dead(lease.id)["reason"] == "unknown_type"
     assert [lease.id for lease in sql.claim(10)] == [later]
 
 
-def test_burying_a_message_of_a_queue_that_nobody_declared_does_not_lose_it(sql: Sql) -> None:
+def test_burying_a_message_of_a_queue_that_nobody_declared_does_not_lose_it(sql: FrozenSql) -> None:
     """Rows may be inserted by hand; the move to the dead letters once joined the queues, and the row was
     gone.
     """
     row = sql.rows(
         "insert into message_queue (queue, message_type, conversation_key) values ('nobody_declared_this', 'unknown', 'c') returning id"
     )
+    sql.later("1 millisecond")
     assert sql.value("select bury_unknown_types('0 seconds')") == 1
     assert sql.state(row[0]["id"] if isinstance(row[0], dict) else row[0][0]) == "dead"
