@@ -9,7 +9,7 @@ from typing import Any
 import typer.main
 
 from packhorse.worker import exits
-from packhorse.worker.cli.main import app
+from packhorse.worker.cli.commands import assembled
 
 TEXT = (Path(__file__).resolve().parent.parent.parent / "docs" / "cli.md").read_text()
 
@@ -25,7 +25,7 @@ def commands() -> dict[str, Any]:
             else:
                 found[f"{prefix}{name}"] = child
 
-    walk("", typer.main.get_command(app))
+    walk("", typer.main.get_command(assembled()))
     return found
 
 

@@ -42,7 +42,7 @@ NOBODY = {
     "httpx",
     "watchfiles",
     "opentelemetry",
-    "packhorse.worker.cli.main",
+    "packhorse.worker.cli.message",
 }
 RUNTIME = {
     "dramatiq",
@@ -70,6 +70,21 @@ def scraped(port: int) -> bool:
             return b"packhorse_queue_messages" in answer.read()
     except OSError:
         return False
+
+
+def test_a_command_loads_no_other_command(tmp_path):
+    code = "import sys; from packhorse.worker.cli.program import run; run(['stats']); print(*sys.modules)"
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "DATABASE_URL": f"postgresql:///none?host={tmp_path}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = set(ran.stdout.split())
+    assert "packhorse.worker.cli.stats" in loaded
+    assert not {f"packhorse.worker.cli.{name}" for name in ("message", "doctor", "worker", "web")} & loaded
 
 
 @pytest.mark.parametrize("processes", [1, 2])

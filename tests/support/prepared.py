@@ -148,8 +148,10 @@ def _run_and_report(request: dict[str, Any], fds: list[int]) -> Callable[[], Non
 
 
 if __name__ == "__main__":
-    import packhorse.worker.cli.main
+    import packhorse.worker.cli.commands
     import packhorse.worker.cli.program
+
+    packhorse.worker.cli.commands.assembled()  # imports the modules of all commands
 
     gc.freeze()  # else the collector of each fork would copy all that
     sys.argv[0] = str(packhorse.worker.cli.program.__file__)

@@ -1,14 +1,13 @@
 """The program `packhorse`: finds the command, turns every error into a line and an exit code
 (worker/exits.py).
 
-A daemon keeps what it has imported for as long as it lives, in every process that it forks. So a command of
-DAEMONS is assembled alone, and the others, which need most of the package, are not loaded (3 MiB).
+The command is assembled alone: a daemon keeps what it has imported for as long as it lives, in every process
+that it forks (the other commands need most of the package, 3 MiB), and any other ends before all were loaded.
 """
 
 from __future__ import annotations
 
 import errno
-import importlib
 import logging
 import os
 import sys
@@ -16,13 +15,10 @@ from typing import Any, TextIO
 
 import typer
 
+from packhorse.worker.cli.commands import COMMANDS, assembled
 from packhorse.worker.cli.errors import ErrorReport, describe, report, usage
-from packhorse.worker.cli.group import group
 from packhorse.worker.errors import WorkerError
 from packhorse.worker.exits import EXIT_FAILED, EXIT_OK, EXIT_USAGE
-
-#: Commands that run until they are told to stop; each is a function of that name, in a module of that name.
-DAEMONS = ("worker", "relay", "scheduler", "up", "web")
 
 _TYPER_INTERRUPTED = 130
 
@@ -31,13 +27,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _command(arguments: list[str]) -> typer.Typer:
-    """What these arguments need: one daemon, or everything."""
-    if arguments[:1] and arguments[0] in DAEMONS:
-        name, found = arguments[0], group()
-        found.command(name)(getattr(importlib.import_module(f"packhorse.worker.cli.{name}"), name))
-        return found
-    app: typer.Typer = importlib.import_module("packhorse.worker.cli.main").app
-    return app
+    """What these arguments need: the one command, or all for the help and for a name that is none."""
+    return assembled(arguments[:1] if arguments[:1] and arguments[0] in COMMANDS else COMMANDS)
 
 
 def run(arguments: list[str]) -> int:
