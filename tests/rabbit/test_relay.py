@@ -21,6 +21,7 @@ from tests.support.rabbitmq import Node, Place
 from tests.support.waiting import wait_until
 from tests.support.workers import Daemon
 
+pytestmark = pytest.mark.slow
 PARTITIONS = 4
 Start = Callable[..., Daemon]
 
