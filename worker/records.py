@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypedDict
+from uuid import UUID
 
 
 class EnqueueOptions(TypedDict, total=False):
@@ -87,13 +88,15 @@ class Beat:
     """What a heartbeat has learnt.
 
     attention: messages that need it. known: is the process still known? asked: "quiet", "drain" or None.
-    peers: processes that could do the same work now, this one among them.
+    peers: processes that could do the same work now, this one among them. before: the one before this one on
+    the ring of their ids.
     """
 
     attention: list[Attention]
     known: bool
     asked: str | None
     peers: int
+    before: UUID | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -236,7 +236,7 @@ begin
     perform packhorse.fill_dedup_window(p_queue, p_dedup_key, message_id);
   end if;
   if v_wake then -- also for a later one: the sleeper sets its alarm
-    perform pg_notify('packhorse_wake', p_queue);
+    perform pg_notify('packhorse_wake', p_queue || '@' || pg_current_xact_id());
   end if;
 end
 $$;

@@ -3,16 +3,36 @@
 create or replace function packhorse.wake_queue(p_queue text) returns void
 language plpgsql as $$
 -- Tell sleeping workers that the queue has work: one NOTIFY, only when somebody sleeps and nobody watches
--- (SPEC Q10).
+-- (SPEC Q10). By the number after the name they know whose turn it is to look, so that not all do; all
+-- notifications of a transaction for a queue are one.
 begin
   if exists (select from packhorse.queue_wakeups where queue = p_queue and wake_until > clock_timestamp()
       and (attended_until is null or attended_until <= clock_timestamp())) then
-    perform pg_notify('packhorse_wake', p_queue);
+    perform pg_notify('packhorse_wake', p_queue || '@' || pg_current_xact_id());
   end if;
 end
 $$;
 comment on function packhorse.wake_queue(text) is
-  'Wake sleeping workers of a queue, after rows were inserted by hand.';
+  'Wake a sleeping worker of a queue, after rows were inserted by hand.';
+
+create or replace function packhorse.call_workers(p_queues text[], p_numbers bigint[],
+  p_passed integer default 0) returns text[]
+language plpgsql as $$
+-- For a worker that heard of a message and has no room for it, or that has more than it can start: wake those
+-- whose turn these numbers (0..2^32-1) are, where somebody sleeps. p_passed: how often it has been passed on.
+-- Returns what was notified, for those who hear by Redis.
+declare
+  v_words constant text[] := array(
+    select format('%s@%s+%s', w.queue, n.number, p_passed)
+    from packhorse.queue_wakeups w, unnest(p_numbers) as n (number)
+    where w.queue = any (p_queues) and w.wake_until > clock_timestamp());
+begin
+  perform pg_notify('packhorse_wake', word) from unnest(v_words) as w (word);
+  return v_words;
+end
+$$;
+comment on function packhorse.call_workers(text[], bigint[], integer) is
+  'A worker without room wakes others; returns what was notified.';
 
 create or replace function packhorse.wake_channel(p_queue text default null) returns text
 language sql stable security definer set search_path = pg_catalog, pg_temp as $$

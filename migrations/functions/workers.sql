@@ -157,19 +157,22 @@ $$;
 comment on function packhorse.asked_of_worker(uuid) is
   'What operators have asked of the daemon of this worker process; null: nothing.';
 
-create or replace function packhorse.count_peers(p_id uuid) returns integer
+create or replace function packhorse.peers_of_worker(p_id uuid, out peers integer, out before uuid)
 language sql stable as $$
 -- How many worker processes live that run the same types on the same queues and have a thread free, as far as
 -- the last heartbeats say: this one, and those that look for the same messages. What idle processes do by the
--- clock, each does more seldom when they are many.
-  select count(*)::integer
+-- clock, each does more seldom when they are many. before: the one before this one on the ring of their ids;
+-- null: there is no other. Of a message that all hear of, the next one on the ring is to look.
+  select count(*)::integer,
+    coalesce((array_agg(o.id order by o.id desc) filter (where o.id < p_id))[1],
+      (array_agg(o.id order by o.id desc) filter (where o.id > p_id))[1])
   from packhorse.workers w join packhorse.workers o on o.queues = w.queues
     and o.message_types = w.message_types
   where w.id = p_id and not o.isolation and o.state = 'running' and o.running < o.threads
     and o.last_seen_at > clock_timestamp() - o.lease_duration;
 $$;
-comment on function packhorse.count_peers(uuid) is
-  'How many processes live that could do the work of this one now, itself among them.';
+comment on function packhorse.peers_of_worker(uuid) is
+  'How many processes live that could do the work of this one now, itself among them, and the one before it.';
 
 create or replace function packhorse.deregister_worker(p_id uuid) returns boolean
 language sql volatile as $$

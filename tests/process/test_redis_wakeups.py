@@ -65,7 +65,7 @@ def published(database, redis, producer):
         redis.client().publish(channel, "end")
         found = []
         while (text := heard.get_message(timeout=5)["data"]) != b"end":
-            found.append(text.decode())
+            found.append(text.decode().split("@")[0])  # without the number that says whose turn it is
         return found
 
     return take

@@ -25,7 +25,8 @@ def listening(any_database: Database):
 
 
 def heard(connection, timeout=0.3):
-    return sorted(note.payload for note in connection.notifies(timeout=timeout, stop_after=2))
+    words = [note.payload for note in connection.notifies(timeout=timeout, stop_after=2)]
+    return sorted(word.split("@")[0] for word in words)  # without the number that says whose turn it is
 
 
 def enqueued(database: Database) -> None:

@@ -448,7 +448,8 @@ def test_many_payloads_wake_a_sleeping_worker_once_and_none_are_none(clients) ->
     assert producer.value("select enqueue_payloads('q', 'effect', '[]')") == 0
     producer.value("select announce_sleep(array['q'])")
     assert producer.value("select enqueue_payloads('q', 'effect', '[{}, {}, {}]')") == 3
-    assert [note.payload for note in listener.connection.notifies(timeout=10, stop_after=1)] == ["q"]
+    (note,) = listener.connection.notifies(timeout=10, stop_after=1)
+    assert note.payload.split("@")[0] == "q"
     assert list(listener.connection.notifies(timeout=0.2)) == []
 
 

@@ -1,5 +1,5 @@
-"""How many processes could do the same work, and where sleepers hear by Redis (SPEC Q10): count_peers,
-wake_channel.
+"""How many processes could do the same work, who is called, and where sleepers hear by Redis (SPEC Q10):
+peers_of_worker, call_workers, wake_channel.
 """
 
 from __future__ import annotations
@@ -46,6 +46,29 @@ def test_peers_are_those_that_live_and_could_take_the_same_messages_now(any_data
         "update workers set last_seen_at = last_seen_at - interval '21 seconds' where id = %s", others[2]
     )
     assert beaten(worker, own).peers == 1
+
+
+def test_each_of_a_fleet_knows_the_one_before_it_and_the_first_the_last(worker) -> None:
+    assert beaten(worker, registered(worker)).before is None
+    ids = [UUID(row[0]) for row in worker.execute("select id::text from packhorse.workers").fetchall()]
+    ids += [registered(worker) for _ in range(4)]
+    registered(worker, types=("a",))
+    ids.sort()
+    for place, own in enumerate(ids):
+        assert beaten(worker, own).before == ids[place - 1]
+    beaten(worker, ids[1], running=2)  # all its threads: its turns are those of the next
+    assert beaten(worker, ids[2]).before == ids[0]
+
+
+def test_workers_are_called_where_somebody_sleeps(any_database, worker) -> None:
+    any_database.query("select declare_queue('awake')")
+    messages.announce_sleep(worker, ["default"], 10)
+    with any_database.connect(admin=True) as listener:
+        listener.execute("listen packhorse_wake")
+        words = wakes.call_workers(worker, ["default", "awake", "unknown"], [7, 2**32 - 1], 2)
+        assert sorted(words) == ["default@4294967295+2", "default@7+2"]
+        assert sorted(note.payload for note in listener.notifies(timeout=5, stop_after=2)) == sorted(words)
+    assert wakes.call_workers(worker, ["awake"], [7]) == []
 
 
 def test_a_beat_of_a_process_that_was_forgotten_says_so(worker) -> None:

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from types import SimpleNamespace
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -216,21 +216,42 @@ def test_a_signal_is_for_all_kinds_and_one_of_another_queue_for_none() -> None:
     assert made.woken("q") and all(intake.signalled for intake in made.intakes)
 
 
-def test_of_many_that_hear_of_a_message_one_looks_later_unless_all_shall(monkeypatch: Any) -> None:
+def test_of_many_that_hear_of_a_message_those_look_whose_turn_it_is() -> None:
     made = claims()
     intake = made.intakes[0]
-    monkeypatch.setattr(made.wakeups, "look_after", lambda: 0.4)
+    made.heard_by(lambda: True, lambda: 10, lambda: UUID(int=made.worker_id.int - (1 << 96)))
     rest(intake)
-    before = time.monotonic()
-    assert made.woken("q") and not made.signalled and not intake.due()
-    assert before + 0.4 <= made.next_poll <= time.monotonic() + 0.4
-    monkeypatch.setattr(made.wakeups, "look_after", lambda: 0.8)
-    assert made.woken("q") and made.next_poll <= before + 0.5, "the first is not put off by the next"
-    intake.heard_for = time.monotonic()
-    assert intake.due()
+    answers = {made.woken(f"q@{number}") for number in range(100)}
+    assert answers == {False} and not made.signalled and not intake.due()
+    made.heard_by(lambda: True, lambda: 10, lambda: UUID(int=made.worker_id.int + (1 << 96)))
+    assert made.woken("q@1") and intake.due()
     rest(intake)
     assert made.woken("q!") and made.signalled
-    assert not made.woken("of others!")
+    assert not made.woken("of others!") and not made.woken("of others@1")
+
+
+def test_a_claim_that_took_all_it_asked_for_is_a_backlog_until_one_takes_less() -> None:
+    made = claims()
+    said: list[bool] = []
+    made.wakeups.spread = lambda *, backlog, fast: said.append(backlog)  # type: ignore[method-assign]
+    for count in [4, 1]:
+        learn(made.intakes[0], 4, count)
+        made.tend(free=False, fast=False, going=False)
+    learn(made.intakes[0], 4, 4)
+    made.tend(free=False, fast=False, going=True)
+    assert said == [True, False, False], "who goes leaves it to others"
+
+
+def test_handlers_are_fast_once_they_have_shown_it() -> None:
+    intake = claims().intakes[0]
+    assert not intake.fast, "nothing has ended yet"
+    intake.ended(0.001)
+    assert intake.fast
+    intake.ended(1.0)
+    assert not intake.fast
+    for _ in range(50):
+        intake.ended(0.001)
+    assert intake.fast
 
 
 def test_the_listener_that_has_just_connected_wakes_all() -> None:

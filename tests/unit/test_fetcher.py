@@ -30,7 +30,10 @@ def fetcher_after_a_turn(*, backlog: bool, room: int) -> tuple[Fetcher, Any]:
     fetcher = Fetcher.__new__(Fetcher)  # without a broker and a database
     Service.__init__(fetcher)
     fetcher.claims = SimpleNamespace(  # type: ignore[assignment]
-        intakes=[intake], backlog=backlog, attending=False, wakeups=SimpleNamespace(next_turn=math.inf)
+        intakes=[intake],
+        backlog=backlog,
+        attending=False,
+        wakeups=SimpleNamespace(next_turn=math.inf, call_at=math.inf),
     )
     fetcher.in_flight = [object()]  # type: ignore[assignment]
     fetcher.finished, fetcher._outcomes = [], []  # type: ignore[assignment]

@@ -1,40 +1,123 @@
-"""Of many that hear of one message few look at once; what idle ones do by the clock they share (SPEC Q10)."""
+"""Who passes on what it heard, and who calls others; what idle ones do by the clock they share (SPEC Q10)."""
 
 from __future__ import annotations
 
-import random
 import time
+from contextlib import nullcontext
+from math import inf
+from types import SimpleNamespace
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
 from packhorse.worker.attempt.heartbeat import MOST_STRETCH, Heartbeat, stretched
 from packhorse.worker.config import load_settings
-from packhorse.worker.runtime.wakeups import HEARD_GAP_SECONDS, HEARERS, Wakeups
-
-DRAWS = 20_000
-
-
-def heard_by(peers: int) -> list[float]:
-    random.seed(1)
-    wakeups = Wakeups(None, ["q"], ["a"], lambda: True)  # type: ignore[arg-type]
-    wakeups.peers = lambda: peers
-    return [wakeups.look_after() for _ in range(DRAWS)]
+from packhorse.worker.runtime.ring import FEW, POINTS, Word
+from packhorse.worker.runtime.wakeups import CALL_SECONDS, PASSES, Wakeups
 
 
-@pytest.mark.parametrize("peers", [0, 1, 2, 5])
-def test_few_look_at_once_all_of_them(peers: int) -> None:
-    assert set(heard_by(peers)) == {0.0}
+class Asked:
+    """In the place of the connection: answers call_workers, and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[list[str], int, int]] = []  # queues, how many are called, passed
+
+    def connection(self) -> Any:
+        return nullcontext(self)
+
+    def execute(self, query: str, given: Any) -> Any:
+        assert "call_workers" in query
+        queues, numbers, passed = given
+        self.calls.append((queues, len(numbers), passed))
+        return SimpleNamespace(fetchone=lambda: ([f"{queue}@1+{passed}" for queue in queues],))
 
 
-@pytest.mark.parametrize("peers", [10, 100])
-def test_of_many_some_look_at_once_and_the_others_one_after_the_other(peers: int) -> None:
-    after = heard_by(peers)
-    assert after.count(0.0) / DRAWS * peers == pytest.approx(HEARERS, rel=0.15)
-    assert max(after) <= peers * HEARD_GAP_SECONDS
-    later = sorted(seconds for seconds in after if seconds)
-    assert later[len(later) // 2] == pytest.approx(peers * HEARD_GAP_SECONDS / 2, rel=0.1)
+@pytest.fixture
+def asked() -> Asked:
+    return Asked()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Stands until the test moves it: clock.now."""
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr("packhorse.worker.runtime.wakeups.time.monotonic", lambda: clock.now)
+    return clock
+
+
+def among(asked: Asked, peers: int) -> Wakeups:
+    """Of one process among so many, to whom the whole ring belongs."""
+    wakeups = Wakeups(asked, UUID(int=POINTS - 1 << 96), ["q", "r"], ["a"], lambda: True)  # type: ignore[arg-type]
+    wakeups.peers, wakeups.before = lambda: peers, lambda: UUID(int=0)
+    return wakeups
+
+
+def test_who_has_no_room_passes_on_what_it_was_told_and_not_for_ever(asked: Asked) -> None:
+    wakeups = among(asked, 10)
+    told: list[str] = []
+    wakeups.tell = told.extend
+    for text in ["q@7", "q@8", "r@9+2"]:
+        assert wakeups.hear(Word.read(text))
+    wakeups.answer(room=False)
+    assert asked.calls == [(["q"], 1, 1), (["r"], FEW, PASSES)], "the last time to some at once"
+    assert told == ["q@1+1", "r@1+3"], "also to those who hear by Redis"
+    wakeups.hear(Word.read("q@7+3"))
+    wakeups.answer(room=False)
+    wakeups.hear(Word.read("q!"))
+    wakeups.answer(room=False)
+    assert len(asked.calls) == 2, "passed on often enough; told to all"
+
+
+@pytest.mark.parametrize(("peers", "room"), [(10, True), (5, False)])
+def test_who_has_room_or_few_peers_passes_nothing_on(asked: Asked, peers: int, room: bool) -> None:
+    wakeups = among(asked, peers)
+    wakeups.hear(Word.read("q@7"))
+    wakeups.answer(room=room)
+    wakeups.peers = lambda: 10
+    wakeups.answer(room=False)
+    assert asked.calls == [], "not later, either"
+
+
+def called(asked: Asked, clock: Any, seconds: float, fast: bool = False) -> list[int]:
+    """Milliseconds after which a process with a backlog calls others."""
+    wakeups, began, times = among(asked, 10), clock.now, []
+    while clock.now < began + seconds:
+        wakeups.spread(backlog=True, fast=fast)
+        if len(asked.calls) > len(times):
+            times.append(round(1000 * (clock.now - began)))
+        assert wakeups.call_at > clock.now
+        clock.now += 0.001
+    return times
+
+
+def test_a_backlog_that_stays_is_told_to_others_one_by_one(asked: Asked, clock: Any) -> None:
+    times = called(asked, clock, 5)
+    assert times[:4] == pytest.approx([25, 75, 175, 375], abs=8)
+    assert len(times) == pytest.approx(5 + 4, abs=1), "then each second"
+    assert {(*queues, count, passed) for queues, count, passed in asked.calls} == {("q", "r", 1, PASSES)}
+
+
+def test_where_handlers_are_fast_others_are_called_seldom(asked: Asked, clock: Any) -> None:
+    assert called(asked, clock, 3.1, fast=True) == pytest.approx([1000, 2000, 3000], abs=5)
+
+
+def test_a_backlog_that_goes_soon_is_told_to_nobody(asked: Asked, clock: Any) -> None:
+    wakeups = among(asked, 10)
+    for _ in range(10):
+        wakeups.spread(backlog=True, fast=False)
+        assert wakeups.next_turn == wakeups.call_at == clock.now + CALL_SECONDS
+        clock.now += CALL_SECONDS * 0.9
+        wakeups.spread(backlog=True, fast=False)
+        wakeups.spread(backlog=False, fast=False)
+        clock.now += CALL_SECONDS
+    assert asked.calls == [] and wakeups.call_at == inf
+
+
+def test_few_tell_each_other_nothing_for_all_have_heard(asked: Asked) -> None:
+    wakeups = among(asked, 5)
+    wakeups.spread(backlog=True, fast=False)
+    assert wakeups.call_at == inf
 
 
 def test_the_more_they_are_the_more_seldom_each_does_what_the_clock_asks() -> None:

@@ -42,11 +42,11 @@ MOST_PROBLEMS = 20
 FEW_PEERS, MOST_STRETCH = 5, 5.0
 
 
-def stretched(peers: int) -> float:
-    """How much longer each of so many processes waits between two looks: 1 to MOST_STRETCH. The fleet looks
-    as often as FEW_PEERS processes do, and more often when it is larger than FEW_PEERS * MOST_STRETCH.
+def stretched(peers: int, most: float = MOST_STRETCH) -> float:
+    """How much longer each of so many processes waits between two looks: 1 to `most`. The fleet looks as
+    often as FEW_PEERS processes do, and more often when it is larger than FEW_PEERS * most.
     """
-    return min(MOST_STRETCH, max(1.0, peers / FEW_PEERS))
+    return min(most, max(1.0, peers / FEW_PEERS))
 
 
 class Heartbeat(Service):
@@ -97,7 +97,9 @@ class Heartbeat(Service):
         #: longest is first.
         self._steps = dict.fromkeys(store.UPKEEP_STEPS, 0.0)
         self.rescued_total = 0
-        self.peers = 1  # processes that could do our work now, as of the last beat; read by any thread
+        # as of the last beat; read by any thread
+        self.peers = 1  # processes that could do our work now
+        self.before: UUID | None = None  # the one before us on the ring of their ids
         self._more_to_rescue = False
         self._registration: tuple[list[str], list[str], int, bool, str, str | None] | None = None
 
@@ -263,6 +265,7 @@ class Heartbeat(Service):
         if self.on_asked is not None:
             self.on_asked(beat.asked)
         self._see(beat.peers)
+        self.before = beat.before
         self._on_beat()
         attention = beat.attention
         lost = {item.id for item in attention if not item.lease_held}

@@ -7,6 +7,7 @@ and repeats it, or found by the poll.
 
 from __future__ import annotations
 
+from random import getrandbits
 from typing import TYPE_CHECKING
 
 from packhorse.worker.config import Settings
@@ -29,11 +30,14 @@ class Waking:
         return set() if settings.producers_publish else None
 
     def publish(self, settings: Settings, wakes: set[Wake] | None) -> None:
-        """Wake sleeping workers, after the commit. Waits a few milliseconds at most. Raises ConfigError for
-        what is no Redis URL.
+        """Wake a sleeping worker of each queue, after the commit. Waits a few milliseconds at most. Raises
+        ConfigError for what is no Redis URL.
         """
-        if not wakes:
-            return
+        if wakes:
+            self.tell(settings, {(channel, f"{queue}@{getrandbits(32)}") for channel, queue in wakes})
+
+    def tell(self, settings: Settings, words: set[Wake]) -> None:
+        """Publish these as they are (worker/runtime/ring.py says what they mean)."""
         if self._publisher is None:
             from packhorse.worker.redis.wakeups import Publisher
 
@@ -41,4 +45,4 @@ class Waking:
                 self._publisher = Publisher(settings.redis())
             except ValueError as error:
                 raise no_redis_url(error) from error
-        self._publisher.publish(wakes)
+        self._publisher.publish(words)

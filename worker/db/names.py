@@ -30,7 +30,7 @@ CATALOG_FUNCTIONS = frozenset(
     jsonb_path_query jsonb_path_query_array jsonb_populate_record jsonb_strip_nulls
     jsonb_to_record jsonb_to_recordset jsonb_typeof lag left length ln lower ltrim
     make_interval max md5 min nextval num_nonnulls num_nulls octet_length oidvectortypes parse_ident percentile_cont
-    pg_advisory_xact_lock pg_backend_pid
+    pg_advisory_xact_lock pg_backend_pid pg_current_xact_id
     pg_column_size pg_database_size pg_get_constraintdef pg_get_expr pg_get_function_result pg_get_indexdef pg_get_partkeydef
     pg_get_serial_sequence pg_get_triggerdef
     pg_has_role pg_indexes_size pg_is_in_recovery pg_notify pg_options_to_table pg_partition_tree pg_postmaster_start_time

@@ -30,13 +30,15 @@ from packhorse.worker.runtime.lost_claims import LostClaims
 from packhorse.worker.runtime.meter import Meter
 from packhorse.worker.runtime.pace import Pace
 from packhorse.worker.runtime.pool import HandlerPool
+from packhorse.worker.runtime.ring import Word
 from packhorse.worker.runtime.successors import Successors
-from packhorse.worker.runtime.wakeups import ALL as ALL_HEAR
 from packhorse.worker.runtime.wakeups import QUIET_SECONDS, Wakeups
 from packhorse.worker.store import messages as store
 
 ISOLATION_POLL_SECONDS = 0.5
-MOST_SILENT_STRETCH = 2.5  # of the time between two looks, where polling alone finds messages
+FAST_SECONDS = 0.005
+# of the time between two looks; where polling alone finds messages they go on looking often
+MOST_TOLD_STRETCH, MOST_SILENT_STRETCH = 20.0, 2.5
 AGAIN_SECONDS = 0.05  # after a claim that took all there was: what will be due next is still to be asked
 
 
@@ -81,9 +83,8 @@ class Intake:
         self.backlog = False
         self.signalled = True
         self.next_poll = 0.0
-        # when to look for a message that all our peers have heard of; set by the listener
-        self.heard_for = inf
         self.held = self.unwritten = 0
+        self._ran_seconds = inf  # of handlers, smoothed; none has ended yet
         self.done: list[ClaimedMessage] = []
         self._next_due = 0.0  # when the next message will be due, as far as the last claim knew
         self._turn = 0  # which queue is looked at first
@@ -101,15 +102,21 @@ class Intake:
         """Would a message that comes now have to wait?"""
         return not self.room() or len(self.pool.ready) + self.pool.running >= self.pool.size
 
+    def ended(self, ran_seconds: float) -> None:
+        """A handler took so long."""
+        self._ran_seconds = (
+            ran_seconds if self._ran_seconds == inf else 0.8 * self._ran_seconds + 0.2 * ran_seconds
+        )
+
+    @property
+    def fast(self) -> bool:
+        """Are threads free again so soon that claims cost more than handlers?"""
+        return self.pace.busy or self._ran_seconds < FAST_SECONDS
+
     def due(self) -> bool:
         """Is there a reason to look for messages now?"""
         now = time.monotonic()
-        return self.backlog or self.signalled or self._successors.unasked or now >= self.looks_at
-
-    @property
-    def looks_at(self) -> float:
-        """When to look in any case (monotonic)."""
-        return min(self.next_poll, self.heard_for)
+        return self.backlog or self.signalled or self._successors.unasked or now >= self.next_poll
 
     def conversation_went_on(self, message: ClaimedMessage) -> None:
         """It has left its conversation, by a statement that did not tell what comes next of these types."""
@@ -133,7 +140,7 @@ class Intake:
         claims = self._claims
         if request.limit and request.look.front:
             # before the claim: what is signalled while it runs may not be in its snapshot
-            self.signalled, self.heard_for = False, inf
+            self.signalled = False
         before = time.monotonic()
         try:
             with claims.link.connection() as connection:
@@ -243,10 +250,11 @@ class Intake:
 
     def _rest(self, listening: bool) -> float:
         """How many times longer than poll_seconds: many idle processes that could take the same messages look
-        by turns. Where nobody tells them they go on looking often.
+        by turns.
         """
-        most = stretched(self._claims.wakeups.peers())
-        return most if listening else min(most, MOST_SILENT_STRETCH)
+        return stretched(
+            self._claims.wakeups.peers(), MOST_TOLD_STRETCH if listening else MOST_SILENT_STRETCH
+        )
 
     def echo(self, seconds: float) -> None:
         """We stopped watching: look again after so many seconds, and later each time."""
@@ -286,7 +294,9 @@ class Claims:
         self.queues = queues
         self.meter = meter
         self.types = sorted({name for kind in kinds for name in kind.types})
-        self.wakeups = Wakeups(link, queues, self.types, lambda: settings.woken_by != "poll", forward)
+        self.wakeups = Wakeups(
+            link, worker_id, queues, self.types, lambda: settings.woken_by != "poll", forward
+        )
         self.lost = LostClaims(link, worker_id, settings.lease_seconds)
         paces = {
             id(kind.pool): Pace(kind.pool.size, max(settings.batch_size, kind.pool.size)) for kind in kinds
@@ -307,24 +317,15 @@ class Claims:
         self._next = (self._next + 1) % len(self.intakes)
         return self.intakes[self._next :] + self.intakes[: self._next]
 
-    def woken(self, queue: str) -> bool:
-        """The listener heard that a queue has work ("" = any; with ALL: more than those who work on it can
-        take); called by its thread. False: none of ours.
+    def woken(self, text: str) -> bool:
+        """The listener heard that a queue has work ("" = any); called by its thread. False: none of ours, or
+        the turn of others.
         """
-        name = queue.removesuffix(ALL_HEAR)
-        if name and name not in self.queues:
-            return False
-        if not name or name != queue:
-            self.look_again()
-            return True
-        self.wakeups.woken(name)
-        after = self.wakeups.look_after()
-        if not after or any(intake.signalled for intake in self.intakes):
-            self.look_again()
-            return True
-        at = time.monotonic() + after
-        for intake in self.intakes:
-            intake.heard_for = min(intake.heard_for, at)
+        if text:
+            word = Word.read(text)
+            if word.queue not in self.queues or not self.wakeups.hear(word):
+                return False
+        self.look_again()
         return True
 
     def look_again(self) -> None:
@@ -341,12 +342,14 @@ class Claims:
         self,
         listening: Callable[[], bool],
         peers: Callable[[], int] = lambda: 1,
+        before: Callable[[], UUID | None] = lambda: None,
         tell: Callable[[list[str]], None] = lambda queues: None,
     ) -> None:
         """Whether a NOTIFY would reach us now; until this is said, the settings say it. peers: processes that
-        could take our messages, we among them. tell: publishes by Redis.
+        could take our messages, we among them; before: the one before us. tell: publishes by Redis.
         """
-        self.wakeups.listening, self.wakeups.peers, self.wakeups.tell = listening, peers, tell
+        self.wakeups.listening, self.wakeups.peers = listening, peers
+        self.wakeups.before, self.wakeups.tell = before, tell
 
     @property
     def attending(self) -> bool:
@@ -366,7 +369,7 @@ class Claims:
     @property
     def next_poll(self) -> float:
         """When the first of them looks in any case (monotonic)."""
-        return min(intake.looks_at for intake in self.intakes)
+        return min(intake.next_poll for intake in self.intakes)
 
     @property
     def next_turn(self) -> float:
@@ -376,6 +379,10 @@ class Claims:
     def tend(self, *, free: bool, fast: bool, going: bool) -> None:
         """Once a turn: keep what we told producers true. free: each kind could start a message; fast: it will
         soon; going: the process ends. Raises StoreError."""
+        self.wakeups.answer(room=not going and (free or fast or self.attending))
+        if not self.attending:
+            waiting = [intake for intake in self.intakes if intake.backlog and not going]
+            self.wakeups.spread(backlog=bool(waiting), fast=all(intake.fast for intake in waiting))
         if self.wakeups.attending:
             if going:
                 self.wakeups.leave(wake=True)

@@ -140,7 +140,7 @@ class Fetcher(Service):
     def _tend(self) -> None:
         going = self.draining or self.stopping or self.quiet  # a quiet one watches no queue for others
         full = [intake for intake in self.claims.intakes if going or intake.full()]
-        self.claims.tend(free=not full, fast=all(intake.pace.busy for intake in full), going=going)
+        self.claims.tend(free=not full, fast=all(intake.fast for intake in full), going=going)
 
     def _serve(self, intake: Intake) -> bool:
         """Complete and claim for one intake, when there is reason to; whether it had room."""
@@ -171,6 +171,7 @@ class Fetcher(Service):
             intake = only or self.claims.intake_of(message)
             intake.held -= 1
             intake.pace.finished()
+            intake.ended(message.ran_seconds)
             if message.stage is AttemptStage.ENDED:  # its transaction was committed
                 self.in_flight.done([message])
                 self.claims.ended(message, gone=True)
@@ -351,7 +352,7 @@ class Fetcher(Service):
         if self._outcomes or any(intake.done for intake in intakes):
             return 0.0
         next_turn = (
-            min([claims.wakeups.next_turn, *[intake.looks_at for intake in could_claim]]) - time.monotonic()
+            min([claims.wakeups.next_turn, *[intake.next_poll for intake in could_claim]]) - time.monotonic()
         )
         busy = [
             intake
@@ -378,6 +379,7 @@ class Fetcher(Service):
             )
             if claims.attending:
                 timeout = max(0.0, min(timeout, next_turn if could_claim else 0.01))
+            timeout = max(0.0, min(timeout, claims.wakeups.call_at - time.monotonic()))
             if self.in_flight:
                 timeout = min(timeout, 0.25)  # also for what waits to be written
             if any(intake.backlog and intake.room() for intake in could_claim):

@@ -58,11 +58,11 @@ class Hearing:
         """Would we hear now?"""
         return self.service is not None and self.service.listening
 
-    def tell(self, queues: list[str]) -> None:
+    def tell(self, words: list[str]) -> None:
         """Publish what SQL functions have notified just now, where no process repeats it."""
         settings = self._broker.settings
         if self._channel is not None and settings.producers_publish:
-            self._broker.waking.publish(settings, {(self._channel, queue) for queue in queues})
+            self._broker.waking.tell(settings, {(self._channel, word) for word in words})
 
     def start(self) -> None:
         for service in (self.service, self.repeater):

@@ -194,7 +194,8 @@ class WorkerProcess:
         fetcher.claims.heard_by(
             lambda: self.hearing.listening,
             lambda: self.heartbeat.peers,
-            lambda queues: self.hearing.tell(queues),
+            lambda: self.heartbeat.before,
+            lambda words: self.hearing.tell(words),
         )
         self._write_last = partial(write_last, fetcher, self._slot_of)
         return fetcher

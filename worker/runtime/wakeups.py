@@ -7,21 +7,24 @@ every few milliseconds, producers send nothing, and the other workers sleep. It 
 than it can start, and when it has no thread left for some time it leaves the queue; then producers notify
 again. A worker that is lost is covered by ATTEND_SECONDS.
 
-All sleepers hear of each message, and one is enough. So of many each looks with a chance that makes HEARERS
-of them look at once, and else a little later, the later the more they are: whoever has looked at once may
-have no room. When a worker that watches wants others (hand_over_queues) all of them look.
+All sleepers hear of each message, and one is enough: ring.py says whose turn it is. Who has no room passes
+the word on, PASSES times; a claim that took all it asked for may have left more, so whoever still has a
+backlog a moment later calls others. In a fleet everything spreads like this, from one to few to all.
 """
 
 from __future__ import annotations
 
-import random
 import time
+from collections import deque
 from collections.abc import Callable
 from math import inf
+from uuid import UUID
 
 from packhorse.worker.attempt.heartbeat import stretched
 from packhorse.worker.db.pool import Link
+from packhorse.worker.runtime.ring import ALL, FEW, Word, ours, some_number
 from packhorse.worker.store import messages as store
+from packhorse.worker.store.wakes import call_workers
 
 # how long a request for NOTIFY stands: NOTIFY ends that long after the last listener, at most
 WAKE_SECONDS = 10.0
@@ -36,33 +39,42 @@ LOOK_SECONDS = 0.001  # between two looks, at least; twice as long after each th
 LOOK_MOST_SECONDS = 0.010
 QUIET_SECONDS = 0.06  # nothing came for so long: sleep
 FULL_SECONDS = 0.05  # no thread was free for so long: leave the queues to others
-PRESS_SECONDS = 0.005  # the sleepers are woken at once, and again after 5, 10, 20 ... ms
+PRESS_SECONDS = 0.005  # a sleeper is woken at once, others after 5, 10, 20, 40 ... ms
 PRESS_MOST_SECONDS = 1.0
-HEARERS = 5.0  # so many of those who hear of a message look at once, on average; none with a chance of e^-5
-HEARD_GAP_SECONDS = 0.1  # between two looks of the others, on average
-ALL = "!"  # after the name of a queue: whoever hears it looks at once
+PASSES = 3  # so often a word is passed on by those who have no room, the last time to FEW at once
+# a backlog stays for so long: another one is called, and again after 2, 4, 8 ... times as long
+CALL_SECONDS = 0.025
 
 
 class Wakeups:
     """Used by the fetcher's thread, but for `woken`.
 
-    types: what this worker runs; forward: where it publishes instead. listening: does a NOTIFY reach us now?
+    worker_id: ours. types: what this worker runs; forward: where it publishes instead. listening: does a
+    NOTIFY reach us now?
     """
 
     def __init__(
         self,
         link: Link,
+        worker_id: UUID,
         queues: list[str],
         types: list[str],
         listening: Callable[[], bool],
         forward: str | None = None,
     ) -> None:
         self._link = link
+        self._worker_id = worker_id
         self._queues = queues
         self._types = types
         self._forward = forward
         self.listening = listening
         self.peers: Callable[[], int] = lambda: 1  # processes that could take our messages, we among them
+        self.before: Callable[[], UUID | None] = lambda: None  # the one before us on the ring
+        #: Words that were for us; appended by the listener's thread.
+        self._told: deque[Word] = deque(maxlen=100)
+        self.call_at = inf  # when others are to be called, unless our backlog has gone (monotonic)
+        self._called = 0  # times, for this backlog
+        self._called_at = inf
         #: Tells sleepers by Redis what the statement before has notified; nothing where they LISTEN.
         self.tell: Callable[[list[str]], None] = lambda queues: None
         self._asleep_at = -inf  # when we asked for NOTIFY (monotonic)
@@ -97,7 +109,8 @@ class Wakeups:
         """When something is to be said again (monotonic): that we sleep, or that others are wanted."""
         if self.attending:
             return min(self._full_at + FULL_SECONDS, max(self._full_at, self._press_at))
-        return self._asleep_at + RENEW_SECONDS * self._stretch if self._asleep_at > -inf else inf
+        renew_at = self._asleep_at + RENEW_SECONDS * self._stretch if self._asleep_at > -inf else inf
+        return min(self.call_at, renew_at)
 
     @property
     def _stretch(self) -> float:
@@ -118,22 +131,65 @@ class Wakeups:
         self.announce_sleep()
         return lapsed
 
+    # -- hearing and calling others ------------------------------------------------------------------
+    def hear(self, word: Word) -> bool:
+        """Is it for us? Called by the listener's thread."""
+        if not word.all:
+            self._count(word.queue)
+        if not self._ours(word):
+            return False
+        if word.number is not None:
+            self._told.append(word)
+        return True
+
+    def answer(self, *, room: bool) -> None:
+        """We look for what we were told of, or pass it on: no room."""
+        passed: dict[str, int] = {}
+        while self._told:
+            word = self._told.popleft()
+            passed[word.queue] = max(word.passed + 1, passed.get(word.queue, 0))
+        if room or self.peers() <= FEW:
+            return
+        for queue, times in passed.items():
+            if times <= PASSES:
+                self._call([queue], 1 if times < PASSES else FEW, times)
+
+    def spread(self, *, backlog: bool, fast: bool) -> None:
+        """Once a turn while we do not watch: a backlog that does not go is for others, too.
+
+        fast: its handlers are, so a few of us take all of it sooner than many would.
+        """
+        if not backlog or self.peers() <= FEW:
+            self.call_at, self._called, self._called_at = inf, 0, inf
+            return
+        now = time.monotonic()
+        self._called_at = min(self._called_at, now)
+        gap = PRESS_MOST_SECONDS if fast else min(PRESS_MOST_SECONDS, CALL_SECONDS * 2.0**self._called)
+        self.call_at = self._called_at + gap
+        if now >= self.call_at:
+            self._call(self._queues, 1, PASSES)
+            self._called, self._called_at = min(self._called + 1, 10), now
+            self.call_at = now + gap
+
+    def _ours(self, word: Word) -> bool:
+        return ours(word, self._worker_id, self.before(), self.peers())
+
+    def _call(self, queues: list[str], count: int, passed: int) -> None:
+        """Wake so many, or a few less; not us."""
+        numbers = [some_number() for _ in range(4 * count)]
+        others = [number for number in numbers if not self._ours(Word("", number=number))] or numbers
+        with self._link.connection() as connection:
+            words = call_workers(connection, queues, others[:count], passed)
+        self.tell(words)
+
     # -- watching ----------------------------------------------------------------------------------
-    def woken(self, queue: str) -> None:
-        """A NOTIFY for this queue came. Called by the listener's thread."""
+    def _count(self, queue: str) -> None:
         now = time.monotonic()
         if now - self._heard_at > HOT_SECONDS:
             self._heard, self._heard_at = {}, now
         count = self._heard[queue] = self._heard.get(queue, 0) + 1
         if count == HOT_COUNT:
             self._hot.add(queue)
-
-    def look_after(self) -> float:
-        """Seconds after which this process looks for the message that it has just heard of."""
-        peers = self.peers()
-        if random.random() * peers < HEARERS:
-            return 0.0
-        return random.uniform(0.0, peers * HEARD_GAP_SECONDS)
 
     def attend(self, *, backlog: bool) -> None:
         """Monitor what is hot, or everything while there is a backlog; goes on with it in time."""
@@ -147,6 +203,8 @@ class Wakeups:
                     )
                 self.attending = [queue for queue in self.attending if queue not in lost]
                 self.tell([queue + ALL for queue in lost])
+        if now - self._heard_at > HOT_SECONDS * 2:
+            self._hot.clear()  # it was the turn of others to look
         hot = (
             self._queues
             if backlog and not self.attending
@@ -162,7 +220,9 @@ class Wakeups:
         if got:
             if not self.attending:
                 self._keep_at = now + KEEP_SECONDS
-                self._found_at, self._empty, self._press_at, self._pressed_gap = now, 0, 0.0, 0.0
+                self._found_at, self._empty, self._press_at = now, 0, 0.0
+                self._pressed_gap = 0.0
+                self.call_at, self._called, self._called_at = inf, 0, inf
             self.attending = [*self.attending, *got]
 
     def looked(self, claimed: int, rate: float, *, backlog: bool) -> float:
@@ -184,18 +244,16 @@ class Wakeups:
         return min(LOOK_MOST_SECONDS, max(LOOK_SECONDS, rate * LOOK_MOST_SECONDS / 4000)) * 2.0**self._empty
 
     def pressed(self) -> None:
-        """While we watch: there is more than we can start. Wake who sleeps, now and then."""
+        """While we watch: there is more than we can start. Wake another one, now and then."""
         now = time.monotonic()
         if now < self._press_at:
             return
-        with self._link.connection() as connection:
-            store.hand_over_queues(connection, self.attending, wake=True, leave=False)
-        self.tell([queue + ALL for queue in self.attending])
+        self._call(self.attending, 1, PASSES)
         self._pressed_gap = min(PRESS_MOST_SECONDS, self._pressed_gap * 2 or PRESS_SECONDS)
         self._press_at = now + self._pressed_gap
 
     def full(self, *, fast: bool) -> None:
-        """While we watch: no thread is free. Others are woken, and after FULL_SECONDS we leave.
+        """While we watch: no thread is free. Another one is woken, and after FULL_SECONDS we leave.
 
         fast: threads are free again so soon that we go on alone until there is a backlog.
         """
@@ -217,7 +275,7 @@ class Wakeups:
         """Monitor no longer. Look once more afterwards, or let others: wake."""
         if self.attending:
             with self._link.connection() as connection:
-                store.hand_over_queues(connection, self.attending, wake=wake, leave=True)
+                store.hand_over_queues(connection, self.attending, wake=False, leave=True)
             if wake:
-                self.tell([queue + ALL for queue in self.attending])
+                self._call(self.attending, FEW, PASSES)
         self.attending, self._keep_at, self._full_at = [], inf, inf

@@ -22,6 +22,14 @@ def wake_channel(connection: DeadlineConnection) -> str:
     return str(connection.execute(sql("wake_channel")).fetchone()[0])  # type: ignore[index]
 
 
+def call_workers(
+    connection: DeadlineConnection, queues: Sequence[str], numbers: Sequence[int], passed: int = 0
+) -> list[str]:
+    """Wake those whose turn these numbers are; what was notified."""
+    row = connection.execute(sql("call_workers"), (list(queues), list(numbers), passed)).fetchone()
+    return list(row[0])  # type: ignore[index]
+
+
 def wake_channels(connection: DeadlineConnection, queues: Sequence[str]) -> set[Wake]:
     """What is to be published to wake who sleeps on these queues."""
     return {(row[0], row[1]) for row in connection.execute(sql("wake_channels"), (list(queues),))}

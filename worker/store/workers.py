@@ -95,12 +95,13 @@ def beat(
         "running": running,
     }
     rows = connection.execute(sql("beat_worker"), given).fetchall()
-    asked, peers = rows[0][4:]
+    asked, peers, before = rows[0][4:]
     return Beat(
         [Attention(*row[:4]) for row in rows if row[0] is not None],
         known=not any(row[0] is None and row[1] is not None for row in rows),
         asked=asked,
         peers=peers,
+        before=before,
     )
 
 

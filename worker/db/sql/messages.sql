@@ -157,6 +157,10 @@ select packhorse.keep_attending(%s::text[], %s::text[], make_interval(secs => %s
 -- Wake who sleeps; watch no longer, or go on.
 select packhorse.hand_over_queues(%s::text[], %s, %s);
 
+-- name: call_workers
+-- Wake some who sleep; what was notified.
+select packhorse.call_workers(%s::text[], %s::bigint[], %s);
+
 -- name: is_superseded
 -- Is there a later message of its conversation or pending key?
 select packhorse.is_superseded(%s);

@@ -13,9 +13,10 @@ select packhorse.ask_worker(%s, %s, %s, %s);
 
 -- name: beat_worker
 -- Extend every held lease; rows need attention, lease_held is null in a row that is for none. And in each row
--- what operators have asked of its daemon, and how many processes could do its work now.
-select b.id, b.lease_held, b.renewed, b.cancel_requested, f.request, f.peers
-from (select packhorse.asked_of_worker(%(id)s) as request, packhorse.count_peers(%(id)s) as peers) f
+-- what operators have asked of its daemon, how many processes could do its work now, and the one before it.
+select b.id, b.lease_held, b.renewed, b.cancel_requested, f.request, f.peers, f.before
+from (select packhorse.asked_of_worker(%(id)s) as request, p.peers, p.before
+  from packhorse.peers_of_worker(%(id)s) p) f
 left join packhorse.beat_worker(%(id)s, %(ids)s, %(tokens)s, make_interval(secs => %(lease)s), %(state)s,
   %(done)s, %(failed)s, %(problems)s::text[], %(running)s) b on true;
 
