@@ -96,6 +96,19 @@ def test_speed_and_time_to_drain_are_of_what_was_done(page, database):
     assert "Messages done per minute" in html
 
 
+def test_a_deployment_is_a_mark_in_the_chart_with_its_version(page, database):
+    run(
+        database,
+        "insert into packhorse.message_archive (id, queue, message_type, payload, options, priority, state, attempt, crashes, created_at, claimed_at, finished_at) "
+        "select 1, 'default', 't', '{}', '{}', 5, 'done', 1, 0, now(), now(), now()",
+        "insert into packhorse.workers (id, hostname, pid, version, queues, message_types, threads, lease_duration, started_at) "
+        "select gen_random_uuid(), 'h', n, '9.8.7', '{default}', '{t}', 1, interval '30 s', now() - interval '10 minutes 5 seconds' from generate_series(1, 3) n",
+    )
+    html = page.browser().get("/").text
+    assert "3 of version 9.8.7 started 10 min ago" in html
+    assert re.search(r'data-marks="\[0\.83\d*\]"', html), "a sixth of the hour from its end"
+
+
 def test_what_was_never_claimed_has_no_wait_and_no_duration(page, database):
     run(
         database,

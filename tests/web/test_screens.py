@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from html import unescape
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import pytest
 
 from packhorse.worker.exits import EXIT_FAILED, EXIT_OK
 from packhorse.worker.store import browse
 from packhorse.worker.web.access import Role, Visitor
+from packhorse.worker.web.acts import ACTS
 from packhorse.worker.web.pages import SCREENS, message, partitions
 from tests.support.cli import Cli
 from tests.support.furnished import BLOCKED, DEAD, DONE, HOSTILE, RUNNING, SCHEDULED, WAITING, furnish
@@ -269,9 +270,9 @@ def test_a_correlation_id_that_looks_personal_is_shown_to_viewers_as_in_the_log(
 
 
 def test_a_large_payload_is_a_small_page(database: Database, page: Page) -> None:
-    furnish(database, payload={"text": "\u202e" * 200_000, "many": list(range(20_000))})
+    furnish(database, payload={"text": "\u202e" * 230_000, "many": list(range(20_000))})
     browser = page.browser()
-    for address in (f"/messages/{WAITING}", f"/dead-letters/{DEAD}", "/messages", "/dead-letters"):
+    for address in addresses("plain words"):
         answer = browser.get(address)
         assert answer.status_code == 200 and len(answer.content) < 600_000, (address, len(answer.content))
     assert "which is not shown" in shown(browser, f"/messages/{WAITING}")
@@ -399,6 +400,70 @@ def test_every_screen_has_an_address_here_and_its_links_lead_somewhere(
     for link in sorted(links - set(addresses("plain words"))):
         answer = browser.get(link)
         assert answer.status_code == 200 and "where-problem" not in answer.text, link
+
+
+def forms(**targets: str) -> Iterator[str]:
+    """The form of each act, with its targets filled in."""
+    for act in ACTS.values():
+        given = {each.name: targets[each.name] for each in act.targets if each.name in targets}
+        yield f"{act.path}?{urlencode(given)}"
+
+
+def test_every_link_of_every_screen_and_form_stays_below_the_path_of_the_proxy(
+    database: Database, open_page: Callable[..., Page]
+) -> None:
+    furnish(database)
+    page = open_page(database, web_base_path="/packhorse")
+    browser = page.browser(page.token("admin"))
+    assert {cookie.path for cookie in browser.client.cookies.jar} == {"/packhorse"}
+    found: set[str] = set()
+    for address in [
+        *addresses("plain words"),
+        "/progress",
+        *forms(id=str(WAITING), queue="default", schedule="hourly"),
+    ]:
+        for answer in (browser.get(address), browser.fragment(address)):
+            if "/acts/" not in address:
+                assert answer.status_code == 200, address
+            found |= set(
+                re.findall(r'(?:href|src|action|formaction|hx-[a-z]+|data-events)="(/[^"]*)"', answer.text)
+            )
+    assert len(found) > 100 and [link for link in found if not link.startswith("/packhorse/")] == []
+    with browser.client.stream("GET", "/packhorse/live") as events:
+        assert events.headers["content-type"].startswith("text/event-stream")
+        assert next(events.iter_lines()).startswith("retry")
+    assert browser.client.get("/live").status_code == 404
+    form = "/acts/schedule.pause?schedule=hourly"
+    answer = browser.post("/acts/schedule.pause", {"schedule": "hourly", "step": "do"}, form_on=form)
+    assert answer.status_code == 303
+    assert answer.headers["location"].startswith("/packhorse/schedules/hourly?said=")
+
+
+def test_hostile_texts_are_texts_on_every_form(database: Database, page: Page) -> None:
+    furnish(database, HOSTILE)
+    browser = page.browser(page.token("admin"))
+    token = browser.csrf("/")
+    seen = 0
+    for act in ACTS.values():
+        numbers = {"id": str(WAITING if act.name.startswith("message.") else DEAD)}
+        given = {each.name: numbers.get(each.name, HOSTILE) for each in act.fields}
+        origin = {"Origin": f"http://127.0.0.1:{page.port}"}
+        answers = [browser.get(f"{act.path}?{urlencode(given)}")]
+        for step in ("load", "preview"):
+            if act.load if step == "load" else act.preview:
+                fields = {**given, "step": step, "csrf": token, "reason": HOSTILE}
+                answers.append(browser.client.post(act.path, data=fields, headers=origin))
+        for answer in answers:
+            assert answer.status_code in (200, 400, 404, 409), f"{act.name}: {answer.status_code}"
+            html = answer.text
+            assert "alert(1)</script>" not in html and "<img" not in html, act.name
+            assert html.count("</textarea>") == html.count("<textarea"), act.name
+            # what the visitor wrote himself stays in its field as it is
+            said = re.sub(r'value="[^"]*"|<textarea.*?</textarea>', "", html, flags=re.DOTALL)
+            harm = re.search(".{0,80}[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", said, re.S)
+            assert not harm, (act.name, harm[0])
+            seen += "&lt;script&gt;" in html
+    assert seen > len(ACTS)
 
 
 def test_the_other_screens_say_what_is_there(database: Database, page: Page) -> None:

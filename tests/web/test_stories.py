@@ -399,6 +399,9 @@ def test_keys_find_filter_walk_and_open(database: Database, people: Callable[...
     dialog.wait_for()
     vera.tab.keyboard.press("?")
     dialog.wait_for(state="hidden")
+    for said in ("paused", "live"):
+        vera.tab.keyboard.press("p")
+        vera.tab.locator("#connection", has_text=said).wait_for()
     vera.tab.keyboard.press("g")
     vera.tab.keyboard.press("3")
     vera.tab.wait_for_url("**/messages")
@@ -420,6 +423,24 @@ def test_keys_find_filter_walk_and_open(database: Database, people: Callable[...
     vera.tab.wait_for_url(f"**/messages/{second}")
     moment = vera.tab.locator("main time").first
     assert moment.get_attribute("title").endswith("Z") and "ago" in moment.inner_text()
+
+
+#: A browser without a window hides no tab: what the page hears of it is all that counts.
+HIDE = """hidden => {
+  Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+  document.dispatchEvent(new Event("visibilitychange"));
+}"""
+
+
+def test_who_does_not_see_the_page_listens_to_nothing(page: Page, people: Callable[..., Person]) -> None:
+    vera = people("viewer")
+    listeners = page.server.page_frame.tickers["default"]._listeners
+    wait_until(lambda: len(listeners) == 1, 60)
+    vera.tab.evaluate(HIDE, True)
+    wait_until(lambda: not listeners, 60)
+    with vera.tab.expect_response(lambda answer: answer.request.headers.get("hx-request") == "true"):
+        vera.tab.evaluate(HIDE, False)  # and refreshes at once
+    wait_until(lambda: len(listeners) == 1, 60)
 
 
 def test_a_viewer_finds_no_way_to_change_anything(database: Database, people: Callable[..., Person]) -> None:

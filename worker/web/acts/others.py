@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from urllib.parse import quote
 from uuid import UUID
 
 from packhorse.worker.db.connection import DeadlineConnection
@@ -25,7 +26,7 @@ def _at(path: str) -> Callable[[Submission], Place]:
 
 
 def at_schedule(given: Submission) -> Place:
-    return f"/schedules/{given['schedule']}", {}
+    return f"/schedules/{quote(given.text('schedule'), safe='')}", {}
 
 
 def _run_schedule(connection: DeadlineConnection, given: Submission) -> str:

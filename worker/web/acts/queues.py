@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import quote
 
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.errors import InvalidArgument, StoreRejected
@@ -55,7 +56,7 @@ def _field(name: str) -> FormField:
 
 
 def at_queue(given: Submission) -> Place:
-    return f"/queues/{given['queue']}", {}
+    return f"/queues/{quote(given.text('queue'), safe='')}", {}
 
 
 def _switch(
