@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import ssl
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import pika
 from pika.exceptions import (
@@ -28,6 +29,7 @@ from packhorse.worker.config import Settings, mask_url
 from packhorse.worker.config.amqp import amqp_urls
 from packhorse.worker.errors import ConfigError, WorkerError
 
+T = TypeVar("T", bound=BaseException)
 _ACCESS_REFUSED, _NOT_ALLOWED = 403, 530
 
 
@@ -108,19 +110,40 @@ def explained(error: BaseException, settings: Settings) -> ConfigError | BrokerA
                 "rabbitmqctl add_vhost VHOST, rabbitmqctl set_permissions -p VHOST USER '.*' '.*' '.*'"
             ]
         )
+    certificate = _cause(error, ssl.SSLCertVerificationError)
+    if certificate is not None:
+        return ConfigError(
+            [
+                f"amqp_url: the certificate of RabbitMQ is not accepted ({url}: {certificate.verify_message}); "
+                "the name of the host must stand in it, and SSL_CERT_FILE must name the CA that signed it"
+            ]
+        )
     if isinstance(error, IncompatibleProtocolError):
         return ConfigError([f"amqp_url: what answers there does not speak AMQP 0-9-1 ({url})"])
     return BrokerAway(f"RabbitMQ does not answer ({url}): {_said(error)}")
 
 
 def _said(error: BaseException) -> str:
-    causes: Any = getattr(error, "args", ())
-    if isinstance(error, AMQPConnectionError) and causes and isinstance(causes[0], BaseException):
-        return _said(causes[0])
-    inner = getattr(error, "exception", None)
-    if isinstance(inner, BaseException):
+    inner = _inner(error)
+    if inner is not None:
         return _said(inner)
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _inner(error: BaseException) -> BaseException | None:
+    """What pika has wrapped in it."""
+    causes: Any = getattr(error, "args", ())
+    if isinstance(error, AMQPConnectionError) and causes and isinstance(causes[0], BaseException):
+        return causes[0]
+    inner = getattr(error, "exception", None)
+    return inner if isinstance(inner, BaseException) else None
+
+
+def _cause(error: BaseException | None, kind: type[T]) -> T | None:
+    """The first of this kind, from the outermost on."""
+    while error is not None and not isinstance(error, kind):
+        error = _inner(error)
+    return error
 
 
 def root_of(error: BaseException) -> BaseException:
