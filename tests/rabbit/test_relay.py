@@ -345,7 +345,7 @@ def test_an_ordinary_worker_asks_no_more_for_a_backlog_that_is_forwarded(
 ) -> None:
     """As often as while there is nothing at all: about twenty commits a second with these quick settings."""
     forward(database, "default")
-    start(
+    worker = start(
         "worker", "tests.support.actors", extra={"LEDGER": str(tmp_path / "ledger")}, queues="default"
     ).wait_ready()
 
@@ -365,9 +365,12 @@ def test_an_ordinary_worker_asks_no_more_for_a_backlog_that_is_forwarded(
 
     alone = made_in_four_seconds()
     put(database, 1000, "default")
-    database.query("select enqueue_message('default', 'effect', p_delay => '10 milliseconds')")
+    database.query(
+        "select enqueue_message('default', 'effect', p_delay => n * interval '20 milliseconds') from generate_series(1, 400) n"
+    )
     database.query("update message_queue set crashes = 2 where id = (select min(id) from message_queue)")
     assert made_in_four_seconds() < 1.5 * alone
+    assert "isolation_started" not in worker.log, "for what runs apart"
 
 
 def test_stop_twice_waits_for_no_confirm(database: Database, own_rabbit: Node, start: Start) -> None:
