@@ -1,6 +1,4 @@
-"""A claimed row as a dramatiq message: the short cut for messages without options takes nothing else for
-one.
-"""
+"""A claimed row as a dramatiq message: its options, whoever wrote them, and those that it keeps."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ import time
 
 import pytest
 
-from packhorse.worker.attempt.messages import _PLAIN, ClaimedMessage
+from packhorse.worker.attempt.messages import ClaimedMessage
 
 SENT = 1_764_000_000_123
 
@@ -64,12 +62,6 @@ def test_whatever_they_look_like_its_options_are_read(options):
         "message_timestamp": message.message_timestamp,
         **message.options,
     } == options
-
-
-def test_the_short_cut_is_taken_by_what_dramatiq_sends():
-    assert _PLAIN.fullmatch(
-        json.dumps({"message_id": "0f8fad5b-d9cb-469f-a165-70867728950e", "message_timestamp": SENT})
-    )
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import time
 import traceback as traceback_module
 from dataclasses import dataclass
@@ -35,8 +34,6 @@ OURS = str(Path(__file__).parent.parent)
 
 #: json.loads without its checks of type and white space: jsonb's own text needs neither.
 _scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
-#: What every dramatiq producer writes when there are no options: spare the parser.
-_PLAIN = re.compile(r'\{"message_id": "([^"\\]{36})", "message_timestamp": (\d{13})\}')
 #: Options that dramatiq's Retries writes into a message; here the attempt and its history say them
 #: (retried_options in retry.sql).
 _OF_THE_ATTEMPT = ("retries", "traceback", "requeue_timestamp")
@@ -186,16 +183,10 @@ class ClaimedMessage(MessageProxy):
         """Parse payload and options; raises UndecodableMessage with the reason, never anything else."""
         try:
             self.kwargs = _scan(self._payload, 0)[0]
-            plain = _PLAIN.fullmatch(self._options)
-            if plain is not None:
-                options: dict[str, Any] = {}
-                self.args = ()
-                self.message_id, sent = plain[1], int(plain[2])
-            else:
-                options = _scan(self._options, 0)[0]
-                self.args = tuple(options.pop("args", ()))
-                self.message_id = options.pop("message_id", None) or str(self.id)
-                sent = options.pop("message_timestamp", None)
+            options = _scan(self._options, 0)[0]
+            self.args = tuple(options.pop("args", ()))
+            self.message_id = options.pop("message_id", None) or str(self.id)
+            sent = options.pop("message_timestamp", None)
         except (ValueError, RecursionError, TypeError, MemoryError, AttributeError, StopIteration) as error:
             raise UndecodableMessage(
                 f"payload or options cannot be decoded: {type(error).__name__}: {str(error)[:200]}"
