@@ -11,12 +11,14 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import psutil
 import psycopg
 import pytest
 
 from packhorse.worker.db.embedded import running_url
 from packhorse.worker.exits import EXIT_OK, EXIT_SCHEMA, EXIT_USAGE
 from tests.support.cli import Cli
+from tests.support.http import free_port, get
 from tests.support.waiting import wait_until
 from tests.support.workers import Ledger
 
@@ -217,3 +219,15 @@ def test_an_idle_worker_process_needs_at_most_60_mib(folder, database, start):
         if line.startswith("VmRSS")
     ]
     assert len(resident) == 1 and resident[0] <= 60
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="this kernel does not tell it")
+def test_all_processes_of_an_idle_worker_need_at_most_75_mib(folder, database, start):
+    """Parent, child and exporter; what they share counts once."""
+    port = free_port()
+    worker = start(Cli(folder, database.url, PACKHORSE_METRICS_PORT=str(port)), "worker", ACTORS)
+    said(worker, "worker_started")
+    wait_until(lambda: get(port, "/metrics")[0] == 200, message="the exporter has answered once")
+    tree = [psutil.Process(worker.pid), *psutil.Process(worker.pid).children(recursive=True)]
+    sizes = [process.memory_full_info().pss / 2**20 for process in tree]
+    assert len(sizes) == 3 and sum(sizes) <= 75, sizes
