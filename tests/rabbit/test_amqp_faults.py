@@ -13,6 +13,7 @@ from packhorse.worker.amqp.topology import UNDELIVERED
 from tests.support.harness import quick_settings
 from tests.support.postgres import ROLE
 from tests.support.proxy import Proxy
+from tests.support.rabbitmq import Node
 from tests.support.relaying import forward, put, relay
 from tests.support.waiting import wait_until
 
@@ -68,6 +69,35 @@ def test_a_broker_that_was_killed_is_waited_for_and_nothing_is_lost(
     again = sum(ledger.counts("effect").values()) - 60
     assert again <= 2 + 1, "what ran when it was killed, at most"
     assert daemon.stop() == 0
+
+
+def test_a_handler_that_outlasts_the_patience_of_the_broker_is_interrupted_and_handled_again(
+    database, ledger, rabbit_place, start_daemon
+):
+    """consumer_timeout is half an hour; here a second. The broker closes the channel, and with it goes what
+    its process has besides.
+    """
+    node = Node(rabbit_place, "hasty", config="consumer_timeout = 1000\n")
+    try:
+        url = node.start().wait_ready().url()
+        node.do("application:set_env(rabbit, channel_tick_interval, 500)")
+        forward(database)
+        keyed = {"message_type": "works", "conversation_key": "k"}
+        put(database, [{"message_type": "outlasts", "payload": {"key": "o"}, "conversation_key": "k"}])
+        put(database, [{**keyed, "payload": {"key": f"k{n}"}} for n in range(5)])
+        put(database, [{"message_type": "works", "payload": {"key": f"w{n}"}} for n in range(5)])
+        relay(quick_settings(database, amqp_url=url, amqp_partitions=2))
+        given = {"amqp_url": url, "amqp_partitions": 2, "threads": 2}
+        daemon = start_daemon(database, ledger, actors=ACTORS, options=("--broker", "amqp"), **given)
+        wait_until(lambda: len(ledger.counts("effect")) == 11, 60)
+        assert [key for _, key, _ in ledger.lines("interrupted")] == ["o:LeaseInterrupt"]
+        assert [key for _, key, _ in ledger.lines("start") if key[0] == "o"] == ["o:1", "o:1"]
+        order = [key for _, key, _ in ledger.lines("effect") if key[0] in "ok"]
+        assert order == ["o", *(f"k{n}" for n in range(5))]
+        assert "delivery acknowledgement on channel" in daemon.log, "the reason is named"
+        assert daemon.stop() == 0
+    finally:
+        node.close()
 
 
 def test_while_postgres_is_away_a_death_waits_and_other_messages_are_handled(

@@ -61,6 +61,21 @@ def asks(key: str, outcome: str) -> None:
 
 
 @dramatiq.actor(queue_name="orders")
+def outlasts(key: str) -> None:
+    """The first time it takes half a minute, and can be interrupted."""
+    note("start", f"{key}:{_message().attempt}")
+    first = not os.path.exists(f"{os.environ['LEDGER']}.{key}")
+    open(f"{os.environ['LEDGER']}.{key}", "w").close()
+    try:
+        for _ in range(600 if first else 0):
+            time.sleep(0.05)
+    except BaseException as error:
+        note("interrupted", f"{key}:{type(error).__name__}")
+        raise
+    note("effect", key)
+
+
+@dramatiq.actor(queue_name="orders")
 def told(key: str) -> None:
     note("start", f"{key}:{_message().attempt}")
     nap(0.2)
