@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from array import array
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Callable, Iterable
 
 from packhorse.worker.attempt.messages import ClaimedMessage
@@ -144,17 +144,8 @@ class Meter:
         """
         totals = self._totals
         totals[start + len(bounds) + 1] += sum(values)
-        first, last = bisect_left(bounds, min(values)), bisect_left(bounds, max(values))
-        if first == last:  # the usual case of a batch of quick handlers
-            totals[start + first] += len(values)
-            return
-        values.sort()
-        below = 0
-        for index in range(first, last):
-            upto = bisect_right(values, bounds[index])
-            totals[start + index] += upto - below
-            below = upto
-        totals[start + last] += len(values) - below
+        for value in values:
+            totals[start + bisect_left(bounds, value)] += 1
 
 
 def _alike(names: list[str]) -> bool:
