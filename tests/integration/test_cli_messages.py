@@ -163,6 +163,27 @@ def test_enqueue_refuses_a_type_that_is_no_name(cli):
 
 
 # -- queue -------------------------------------------------------------------------------------------
+def test_queues_are_counted_as_the_view_counts_them_and_what_is_much_is_estimated(cli, database):
+    many = "insert into message_queue (queue, message_type, payload, state, conversation_key, run_at) select %s, 'effect', '{}', %s, %s, now() + %s::interval from generate_series(1, %s)"
+    for row in (
+        ("default", "pending", None, "-5 s", 7),
+        ("default", "pending", None, "1 hour", 3),
+        ("default", "blocked", "k", "0", 2),
+        ("undeclared", "pending", None, "-1 s", 4),
+    ):
+        database.query(many, *row)
+    database.query("select bury_message(min(id), null, 'rejected', 'E', 'no') from message_queue")
+    columns = ("queue", "paused", "pending", "delayed", "blocked", "running", "dead")
+    view = database.query(f"select {', '.join(columns)} from message_queue_health order by queue")
+    found = cli("queue", "list", "--json").document
+    assert [tuple(row[name] for name in columns) for row in found] == view and len(view) == 2
+    assert found[0]["oldest_due_seconds"] >= 5 and [row["estimates"] for row in found] == [[], []]
+    database.query(many, "default", "pending", None, "-1 s", 12_000)
+    database.query("analyze message_queue")
+    assert "pending" in cli("queue", "list", "--json").document[0]["estimates"]
+    assert "~1" in cli("queue", "list").out
+
+
 def test_pause_and_resume_are_effective_recorded_and_say_when_nothing_changed(cli, database):
     assert cli("queue", "pause", "default", "--json").document == {
         "queue": "default",

@@ -38,13 +38,14 @@ COLUMNS = [
 
 @app.command("list")
 def list_queues(as_json: AsJson = False) -> int:
-    """Every queue: messages by state, age of the oldest in seconds."""
+    """Every queue: messages by state, age of the oldest in seconds. ~: about, as the planner estimates."""
     with database() as connection:
         found = operations.queue_health(connection)
     if as_json:
         print_json(found)
     else:
-        print_rows(found, COLUMNS, empty="no queues")
+        shown = [{**row, **{state: f"~{row[state]}" for state in row["estimates"]}} for row in found]
+        print_rows(shown, COLUMNS, empty="no queues")
     return EXIT_OK
 
 

@@ -17,10 +17,17 @@ from packhorse.worker.store.json_text import dumps
 from packhorse.worker.store.rows import rows, value
 from packhorse.worker.suggest import did_you_mean
 
+#: Messages, and dead letters, that queue_health() counts of one queue and of all together (see
+#: count_bound()); beyond that the planner estimates.
+MOST_COUNTED, MOST_COUNTED_TOGETHER = 10_000, 50_000
+
 
 def queue_health(connection: DeadlineConnection) -> list[Row]:
-    """One row per queue, by name: depth by state, ages of the oldest in seconds."""
-    return rows(connection, "queue_health")
+    """One row per queue, by name: depth by state, ages of the oldest in seconds; estimates: the states whose
+    number is the planner's.
+    """
+    bounds = {"each": MOST_COUNTED, "together": MOST_COUNTED_TOGETHER}
+    return rows(connection, "queue_health", bounds)
 
 
 def queue_settings(connection: DeadlineConnection, queue: str) -> Row:

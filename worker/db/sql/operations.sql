@@ -1,7 +1,35 @@
 -- name: queue_health
--- One row per queue: depth by state, ages in seconds.
-select queue, paused, pending, delayed, blocked, running, dead, oldest_due_seconds, oldest_running_seconds
-from packhorse.message_queue_health order by queue;
+-- One row per queue, by name: depth by state, ages in seconds; the queues of dead letters and of rows that
+-- nobody has declared, too. Counted up to a bound of each queue, beyond it the planner's: estimates names
+-- those.
+with live as (
+  select c.queue, c.state, c.messages, c.estimated, c.oldest_due
+  from packhorse.count_queue_messages(
+    clock_timestamp(), packhorse.count_bound('message_queue', %(each)s, %(together)s)) c
+  union all
+  select u.queue, s.state, case s.state when 'pending' then u.due else u.delayed end, u.estimated,
+    u.oldest_due
+  from packhorse.count_undeclared_messages(
+    clock_timestamp(), packhorse.count_bound('message_queue', %(each)s, %(together)s)) u
+  cross join (values ('pending'), ('delayed')) s (state)
+  union all
+  select d.queue, 'dead', d.messages, d.estimated, null
+  from packhorse.count_dead_letters(packhorse.count_bound('dead_letters', %(each)s, %(together)s)) d
+), running as (
+  select m.queue::text as queue, min(m.claimed_at) as since from packhorse.message_queue m
+  where m.state = 'running' and m.lease_token is not null group by 1
+)
+select l.queue, coalesce(bool_or(q.paused_at is not null), false) as paused,
+  coalesce(max(l.messages) filter (where l.state = 'pending'), 0) as pending,
+  coalesce(max(l.messages) filter (where l.state = 'delayed'), 0) as delayed,
+  coalesce(max(l.messages) filter (where l.state = 'blocked'), 0) as blocked,
+  coalesce(max(l.messages) filter (where l.state = 'running'), 0) as running,
+  coalesce(max(l.messages) filter (where l.state = 'dead'), 0) as dead,
+  coalesce(extract(epoch from clock_timestamp() - min(l.oldest_due)), 0)::float8 as oldest_due_seconds,
+  coalesce(extract(epoch from clock_timestamp() - min(r.since)), 0)::float8 as oldest_running_seconds,
+  coalesce(array_agg(l.state order by l.state) filter (where l.estimated), '{}') as estimates
+from live l left join packhorse.queues q on q.name = l.queue left join running r on r.queue = l.queue
+group by l.queue order by l.queue;
 
 -- name: queue_settings
 -- The settings of a queue; intervals as text, so that each value can be given to set_queue again.
