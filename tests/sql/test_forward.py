@@ -219,3 +219,14 @@ def test_a_relay_leaves_what_rests_and_what_it_publishes_is_no_probe_and_no_succ
     columns = [list(column) for column in zip(kept, *found, strict=True)]
     assert sql.rows(lease, *columns, HOLDER) == []
     assert sql.rows("select probe_id, failures, ends_at is null from scopes") == [(None, 3, False)]
+
+
+def test_what_a_relay_publishes_does_not_start_a_count_of_failures_over(sql: Sql) -> None:
+    sql.set_queue(forward="amqp")
+    sql.enqueue(message_type="effect")
+    register(sql, "amqp")
+    sql.rows("insert into scopes (name, queue, failures, fingerprint) values ('queue:q', 'q', 2, 'f')")
+    lease = "select id, lease_token from complete_and_claim_messages(%s, %s, %s, '{q}', 10, p_forward => 'amqp') where hints is null"
+    ((message_id, token),) = sql.rows(lease, [], [], HOLDER)
+    assert sql.rows(lease, [message_id], [token], HOLDER) == []
+    assert sql.rows("select failures from scopes") == [(2,)]
