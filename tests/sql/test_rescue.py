@@ -156,6 +156,17 @@ def test_rescue_returns_what_is_over_and_nothing_else(sql: FrozenSql) -> None:
     assert (sql.state(over.id), sql.state(held.id)) == ("pending", "running")
 
 
+def test_that_a_relay_lives_makes_no_crash_of_another_holder_good(sql: Sql) -> None:
+    """What a relay holds runs nowhere, so the end of its lease is no crash; of others it is."""
+    sql.rows(
+        "select register_worker(%s, 'host', 1, '1', '{}', '{}', 8, '30 seconds', p_forward => 'broker')",
+        OTHER,
+    )
+    lease = sql.claimed()
+    sql.crash(lease)
+    assert sql.live(lease.id)["crashes"] == 1
+
+
 def test_rescue_needs_no_row_in_workers(sql: Sql) -> None:
     lease = sql.claimed()
     sql.rows("delete from workers")
