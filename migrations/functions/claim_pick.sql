@@ -41,13 +41,11 @@ language plpgsql as $$
 -- p_since, p_until: ten times each, where to start and to end looking in each priority; null: not bounded.
 -- p_held: types that rest.
 declare
-  v_picked bigint[] := '{}';
-  v_found bigint[]; v_waiting bigint[];
+  v_picked bigint[] := '{}'; v_found bigint[]; v_waiting bigint[];
   v_seen integer; v_blocked integer := 0;
-  v_passed record;
   v_stuck_keys text[] := '{}';
   v_behind integer := 2000; -- so many rows one claim blocks at most, beyond those it met itself
-  v_want integer := p_limit;
+  v_want integer := p_limit; v_passed record;
 begin
   -- ten rounds bound the work of one claim that meets nothing but waiting conversations
   for v_round in 1..10 loop
@@ -85,8 +83,10 @@ begin
       v_behind := v_passed.behind;
       v_blocked := v_blocked + v_passed.blocked;
     end if;
-    if v_seen < v_want then -- there is nothing more behind them
-      return v_picked;
+    if v_seen < v_want then -- nothing more is behind them; a conversation's first message may be
+      return case when v_picked <> '{}' or v_stuck_keys = '{}' or p_until is not null then v_picked
+        else packhorse.pick_promoted_messages(
+          packhorse.next_of_conversations(v_stuck_keys), p_queue.name, p_limit, p_types, p_held, p_now) end;
     end if;
     v_want := p_limit - cardinality(v_picked);
     exit when v_want <= 0;

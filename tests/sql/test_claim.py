@@ -361,6 +361,14 @@ def test_an_empty_claim_says_when_the_next_message_will_be_due(sql: Sql) -> None
     assert next_start(sql) == [("next", True)]
 
 
+def test_one_message_is_claimed_when_a_later_one_of_its_conversation_is_met_first(sql: Sql) -> None:
+    first = sql.enqueue(conversation_key="talk", priority=5)
+    later = sql.enqueue(conversation_key="talk", priority=1)
+    assert [lease.id for lease in sql.claim(1)] == [first]
+    assert sql.state(later) == "blocked"
+    assert sql.claim(1) == []
+
+
 def test_a_claim_that_did_not_get_past_waiting_conversations_asks_for_another_one(sql: Sql) -> None:
     """A worker that took it for an empty queue would sleep until its poll, and again after each thousand of
     them.
