@@ -93,12 +93,15 @@ def test_the_command_line_takes_a_live_daemon_out_of_work_and_back_and_ends_it(
 
     assert f"claim again with their next heartbeat: {row['pid']}" in cli("workers", "resume", row["id"]).out
     wait_for_end(database)
+    database.query("select enqueue_message('default', 'works_late', '{\"key\": \"last\"}')")
+    wait_until(lambda: "last" in ledger.counts("start"), message="it cannot end before it is told")
     assert cli("workers", "drain", row["id"], "--json").document == answer | {
         "request": "drain",
         "changed": True,
     }
     taken_back = cli("workers", "resume", row["id"], "--json")
     assert (taken_back.code, taken_back.error["code"]) == (EXIT_FAILED, "not_possible")
+    ledger.path.with_suffix(".go").touch()
     assert daemon.process.wait(20) == EXIT_OK, daemon.log
     assert database.query("select action, operator, reason from operator_actions order by id")[0] == (
         "quiet_worker",
