@@ -242,6 +242,25 @@ def test_a_claim_that_took_all_it_asked_for_is_a_backlog_until_one_takes_less() 
     assert said == [True, False, False], "who goes leaves it to others"
 
 
+@pytest.mark.parametrize(
+    ("settings", "hears", "times"),
+    [
+        ({}, True, 20),
+        ({}, False, 2.5),
+        ({"wakeups": "redis", "redis_url": "redis://there"}, True, 5),
+        ({"wakeups": "redis", "redis_url": "redis://there", "listen_url": "host=there"}, True, 20),
+        ({"wakeups": "poll"}, False, 2.5),
+    ],
+)
+def test_of_many_each_polls_the_more_seldom_the_more_it_is_told(
+    settings: dict[str, Any], hears: bool, times: float
+) -> None:
+    made = claims()
+    made.settings = load_settings({}, **settings)
+    made.heard_by(lambda: hears, lambda: 1000)
+    assert made.intakes[0]._rest(hears) == times
+
+
 def test_handlers_are_fast_once_they_have_shown_it() -> None:
     intake = claims().intakes[0]
     assert not intake.fast, "nothing has ended yet"

@@ -18,7 +18,7 @@ from math import inf
 from typing import Any
 from uuid import UUID
 
-from packhorse.worker.attempt.heartbeat import stretched
+from packhorse.worker.attempt.heartbeat import MOST_STRETCH, stretched
 from packhorse.worker.attempt.messages import ClaimedMessage
 from packhorse.worker.config import Settings
 from packhorse.worker.db.pool import Link
@@ -252,9 +252,10 @@ class Intake:
         """How many times longer than poll_seconds: many idle processes that could take the same messages look
         by turns.
         """
-        return stretched(
-            self._claims.wakeups.peers(), MOST_TOLD_STRETCH if listening else MOST_SILENT_STRETCH
-        )
+        most = MOST_SILENT_STRETCH
+        if listening:  # where Python producers publish, nobody tells us of what SQL enqueues
+            most = MOST_STRETCH if self._claims.settings.producers_publish else MOST_TOLD_STRETCH
+        return stretched(self._claims.wakeups.peers(), most)
 
     def echo(self, seconds: float) -> None:
         """We stopped watching: look again after so many seconds, and later each time."""
