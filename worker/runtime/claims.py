@@ -36,7 +36,7 @@ from packhorse.worker.runtime.wakeups import QUIET_SECONDS, Wakeups
 from packhorse.worker.store import messages as store
 
 ISOLATION_POLL_SECONDS = 0.5
-FAST_SECONDS = 0.005
+FAST_SECONDS = 0.02
 # of the time between two looks; where polling alone finds messages they go on looking often
 MOST_TOLD_STRETCH, MOST_SILENT_STRETCH = 20.0, 2.5
 AGAIN_SECONDS = 0.05  # after a claim that took all there was: what will be due next is still to be asked
@@ -103,14 +103,12 @@ class Intake:
         return not self.room() or len(self.pool.ready) + self.pool.running >= self.pool.size
 
     def ended(self, ran_seconds: float) -> None:
-        """A handler took so long."""
-        self._ran_seconds = (
-            ran_seconds if self._ran_seconds == inf else 0.8 * self._ran_seconds + 0.2 * ran_seconds
-        )
+        """A handler took so long. Quick to fall: one that was delayed says little."""
+        self._ran_seconds = min(ran_seconds, (self._ran_seconds + ran_seconds) / 2)
 
     @property
     def fast(self) -> bool:
-        """Are threads free again so soon that claims cost more than handlers?"""
+        """Are threads free again soon?"""
         return self.pace.busy or self._ran_seconds < FAST_SECONDS
 
     def due(self) -> bool:

@@ -43,7 +43,7 @@ PRESS_SECONDS = 0.005  # a sleeper is woken at once, others after 5, 10, 20, 40 
 PRESS_MOST_SECONDS = 1.0
 PASSES = 3  # so often a word is passed on by those who have no room, the last time to FEW at once
 # a backlog stays for so long: another one is called, and again after 2, 4, 8 ... times as long
-CALL_SECONDS = 0.025
+CALL_SECONDS, FAST_CALL_SECONDS = 0.025, 0.1
 
 
 class Wakeups:
@@ -157,14 +157,15 @@ class Wakeups:
     def spread(self, *, backlog: bool, fast: bool) -> None:
         """Once a turn while we do not watch: a backlog that does not go is for others, too.
 
-        fast: its handlers are, so a few of us take all of it sooner than many would.
+        fast: its handlers are, so a few of us may take all of it sooner than many would.
         """
         if not backlog or self.peers() <= FEW:
             self.call_at, self._called, self._called_at = inf, 0, inf
             return
         now = time.monotonic()
         self._called_at = min(self._called_at, now)
-        gap = PRESS_MOST_SECONDS if fast else min(PRESS_MOST_SECONDS, CALL_SECONDS * 2.0**self._called)
+        first = FAST_CALL_SECONDS if fast else CALL_SECONDS
+        gap = min(PRESS_MOST_SECONDS, first * 2.0**self._called)
         self.call_at = self._called_at + gap
         if now >= self.call_at:
             self._call(self._queues, 1, PASSES)
