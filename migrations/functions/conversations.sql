@@ -161,11 +161,13 @@ begin
       where m.conversation_key = k.key and m.state = 'blocked' limit 1) b
   loop
     loop
+      -- a range and its order, which one index has: where most messages wait in one conversation, "= v_key"
+      -- and "order by id" cost as much by the primary key
       select m.id into v_id from packhorse.message_queue m
-      where m.conversation_key = v_key and m.state = 'blocked'
+      where m.conversation_key >= v_key and m.conversation_key <= v_key and m.state = 'blocked'
         and not exists (select from packhorse.dead_letters d
           where d.conversation_key = v_key and d.blocks_conversation)
-      order by m.id limit 1;
+      order by m.conversation_key, m.id limit 1;
       exit when not found;
       update packhorse.message_queue m set state = 'pending'
       where m.id = v_id and m.state = 'blocked' returning m.queue into v_queue;
