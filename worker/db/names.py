@@ -28,7 +28,7 @@ CATALOG_FUNCTIONS = frozenset(
     jsonb_array_elements_text jsonb_array_length jsonb_build_array jsonb_build_object jsonb_each jsonb_extract_path jsonb_extract_path_text
     jsonb_object_agg jsonb_object_keys
     jsonb_path_query jsonb_path_query_array jsonb_populate_record jsonb_strip_nulls
-    jsonb_to_record jsonb_to_recordset jsonb_typeof lag left length ln lower ltrim
+    jsonb_to_record jsonb_to_recordset jsonb_typeof lag left length ln lower lpad ltrim
     make_interval max md5 min nextval num_nonnulls num_nulls octet_length oidvectortypes parse_ident percentile_cont
     pg_advisory_xact_lock pg_backend_pid pg_current_xact_id
     pg_column_size pg_database_size pg_get_constraintdef pg_get_expr pg_get_function_result pg_get_indexdef pg_get_partkeydef

@@ -116,7 +116,7 @@ from json_to_recordset(%s) as d (message_id bigint, queue text, message_type tex
   correlation_id text, error text, created_at text, expires_at text)
 where packhorse.check_enqueue_arguments(d.message_type, d.payload::jsonb, '{}', d.priority,
   coalesce(d.run_at::timestamptz, clock_timestamp()), d.max_attempts,
-  d.conversation_key, d.dedup_key, interval '0', null)::text = '';
+  d.conversation_key, d.dedup_key, interval '5 minutes', null)::text = '';
 
 -- name: import_dead_letters
 -- What the old system had given up, and what cannot be a message.
