@@ -234,6 +234,7 @@ def test_a_claim_that_took_all_it_asked_for_is_a_backlog_until_one_takes_less() 
     made = claims()
     said: list[bool] = []
     made.wakeups.spread = lambda *, backlog, fast: said.append(backlog)  # type: ignore[method-assign]
+    made.intakes[0].held = 4
     for count in [4, 1]:
         learn(made.intakes[0], 4, count)
         made.tend(free=False, fast=False, going=False)
@@ -270,6 +271,27 @@ def test_handlers_are_fast_once_they_have_shown_it() -> None:
     assert not intake.fast
     intake.ended(0.001)
     assert intake.fast, "one that was delayed says little"
+
+
+def test_others_are_called_where_handlers_and_not_claims_take_the_time() -> None:
+    made = claims()
+    intake, said = made.intakes[0], list[bool]()
+    made.wakeups.spread = lambda *, backlog, fast: said.append(backlog)  # type: ignore[method-assign]
+    learn(intake, 4, 4)
+
+    def asks(held: int, ran_seconds: float | None = None) -> bool:
+        intake.held = held
+        if ran_seconds is not None:
+            intake.ended(ran_seconds)
+        made.tend(free=False, fast=False, going=False)
+        return said[-1]
+
+    size = intake.pool.size
+    assert not asks(0) and asks(1), "of what has never ended nobody knows how long it takes"
+    assert not asks(500, 0.00002), "500 no-ops are done before the next claim is back"
+    assert asks(size, 5.0) and not asks(0)
+    intake.ended(0.01)
+    assert asks(6 * size, 0.01) and not asks(2 * size)
 
 
 def test_the_listener_that_has_just_connected_wakes_all() -> None:

@@ -28,7 +28,7 @@ from packhorse.worker.records import Hints
 from packhorse.worker.runtime.cursor import ALL, ClaimCursor, Look
 from packhorse.worker.runtime.lost_claims import LostClaims
 from packhorse.worker.runtime.meter import Meter
-from packhorse.worker.runtime.pace import Pace
+from packhorse.worker.runtime.pace import HOLD_AHEAD_SECONDS, Pace
 from packhorse.worker.runtime.pool import HandlerPool
 from packhorse.worker.runtime.ring import Word
 from packhorse.worker.runtime.successors import Successors
@@ -37,6 +37,8 @@ from packhorse.worker.store import messages as store
 
 ISOLATION_POLL_SECONDS = 0.5
 FAST_SECONDS = 0.02
+# so long ahead with what it holds, a process waits for its handlers and not for its claims (Pace.capacity)
+LOADED_SECONDS = HOLD_AHEAD_SECONDS / 2
 # of the time between two looks; where polling alone finds messages they go on looking often
 MOST_TOLD_STRETCH, MOST_SILENT_STRETCH = 20.0, 2.5
 AGAIN_SECONDS = 0.05  # after a claim that took all there was: what will be due next is still to be asked
@@ -110,6 +112,13 @@ class Intake:
     def fast(self) -> bool:
         """Are threads free again soon?"""
         return self.pace.busy or self._ran_seconds < FAST_SECONDS
+
+    @property
+    def loaded(self) -> bool:
+        """Would its messages be done sooner if others took some? Where handlers are quicker than claims, more
+        processes only make each claim smaller: 100 of them drained 1,152 messages a second, one 20,000.
+        """
+        return self.held > 0 and self.held * self._ran_seconds / self.pool.size > LOADED_SECONDS
 
     def due(self) -> bool:
         """Is there a reason to look for messages now?"""
@@ -221,7 +230,8 @@ class Intake:
         if self.backlog:
             if wakeups.attending:
                 wakeups.looked(claimed, self.pace.rate, backlog=True)
-                wakeups.pressed()
+                if self.loaded:
+                    wakeups.pressed()
             return
         if not look.whole:
             self._cursor.look_again_soon()
@@ -380,7 +390,7 @@ class Claims:
         soon; going: the process ends. Raises StoreError."""
         self.wakeups.answer(room=not going and (free or fast or self.attending))
         if not self.attending:
-            waiting = [intake for intake in self.intakes if intake.backlog and not going]
+            waiting = [intake for intake in self.intakes if intake.backlog and intake.loaded and not going]
             self.wakeups.spread(backlog=bool(waiting), fast=all(intake.fast for intake in waiting))
         if self.wakeups.attending:
             if going:
