@@ -289,6 +289,7 @@ def test_others_are_called_where_handlers_and_not_claims_take_the_time() -> None
     size = intake.pool.size
     assert not asks(0) and asks(1), "of what has never ended nobody knows how long it takes"
     assert not asks(500, 0.00002), "500 no-ops are done before the next claim is back"
+    assert asks(500, 0.0005), "one thread does these, and it has a quarter of a second to do"
     assert asks(size, 5.0) and not asks(0)
     intake.ended(0.01)
     assert asks(6 * size, 0.01) and not asks(2 * size)
