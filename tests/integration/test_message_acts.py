@@ -452,6 +452,8 @@ def test_a_clone_prints_its_id_and_a_list_its_next_page(cli: Cli, database: Data
     (message,) = enqueue(database)
     clone = int(cli("message", "clone", message).out)
     assert database.value("select payload ->> 'n' from message_queue where id = %s", clone) == "1"
+    refused = cli("message", "list", "--since", "2x")
+    assert refused.code == 2 and "write 2030-01-31T12:00:00+00:00, or 2h: so long ago" in refused.err
     page = cli("message", "list", "--limit", 1, "--where", "type=eff*", "--since", "1h")
     assert cli("message", "list", "--until", "1h", "--json").document == []
     assert str(clone) in page.out and f"--where 'type=eff*' --limit 1 --after {clone}" in page.err

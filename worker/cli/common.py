@@ -56,7 +56,10 @@ def past(text: str) -> datetime:
     try:
         return datetime.now(UTC) - timedelta(seconds=duration_seconds(text))
     except InvalidArgument:
-        return moment(text)
+        try:
+            return moment(text)
+        except typer.BadParameter as error:
+            raise typer.BadParameter(f"{error.message}, or 2h: so long ago") from None
 
 
 def duration(name: str, text: str) -> Any:
