@@ -28,26 +28,29 @@ comment on function packhorse.withdraw_crashes(bigint[], uuid, text) is
   'Expired leases of a process that lives were no crashes; returns how many.';
 
 create or replace function packhorse.return_lost_message(p_message packhorse.message_queue, p_event text,
-  p_detail text) returns void
+  p_detail text, p_counted boolean) returns void
 language plpgsql as $$
 -- A running message whose process is gone, locked by the caller: back to pending, its attempt given back
--- (SPEC P5). p_event, how it stands in its history: 'crash', 'lease_expired' count as a crash, at the queue's
--- crash_limit it is dead-lettered as `quarantined`; 'release' does not; null: it had not started, there is
--- nothing to tell. After its first crash it comes back within a second, at a time found by chance: what ran
--- beside a message that kills processes should not all run beside it again. After that it waits for its
--- backoff. One whose cancellation was requested ends.
+-- (SPEC P5); with p_counted the attempt stays counted, but never so that none is left. p_event, how it
+-- stands in its history: 'crash', 'lease_expired' count as a crash, at the queue's crash_limit it is dead-
+-- lettered as `quarantined`; 'release' does not; null: it had not started, there is nothing to tell. After
+-- its first crash it comes back within a second, at a time found by chance: what ran beside a message that
+-- kills processes should not all run beside it again. After that it waits for its backoff. One whose
+-- cancellation was requested ends.
 declare
   v_queue packhorse.queues;
   v_policy record;
   v_crashes constant integer := least(p_message.crashes + 1, 32767);
   v_counts constant boolean := coalesce(p_event in ('crash', 'lease_expired'), false);
+  v_attempt constant integer := case when p_counted
+    then least(p_message.attempt, p_message.max_attempts - 1) else p_message.attempt - 1 end;
 begin
   select * into v_queue from packhorse.queues q where q.name = p_message.queue;
   if p_message.cancel_requested_at is not null then
     perform packhorse.finish_cancelled(array[p_message.id], array[p_message.lease_token], 'cancel requested');
   -- a row may name a queue that nobody has declared
   elsif v_counts and v_crashes >= coalesce(v_queue.crash_limit, 3) then
-    update packhorse.message_queue m set crashes = v_crashes, attempt = m.attempt - 1
+    update packhorse.message_queue m set crashes = v_crashes, attempt = v_attempt
     where m.id = p_message.id;
     perform packhorse.send_exhausted(packhorse.move_to_dead_letters(array[p_message.id],
       array[p_message.lease_token], 'quarantined', 'WorkerLost',
@@ -57,7 +60,7 @@ begin
     select * into v_policy from packhorse.failure_policy(p_message.message_type, p_message.options);
     update packhorse.message_queue m
     set state = 'pending', lease_holder = null, lease_token = null, lease_expires_at = null,
-      attempt = m.attempt - 1,
+      attempt = v_attempt,
         crashes = case when v_counts then v_crashes else m.crashes end,
         run_at = case when not v_counts then m.run_at
           when v_crashes = 1 then clock_timestamp() + random() * interval '1 second'
@@ -74,13 +77,14 @@ begin
   end if;
 end
 $$;
-comment on function packhorse.return_lost_message(packhorse.message_queue, text, text) is
+comment on function packhorse.return_lost_message(packhorse.message_queue, text, text, boolean) is
   'Used by rescue and recover: what becomes of a message whose process is gone.';
 
 create or replace function packhorse.return_lost_messages(p_ids bigint[], p_started bigint[], p_event text,
-  p_detail text) returns integer
+  p_detail text, p_counted bigint[] default '{}') returns integer
 language plpgsql as $$
--- return_lost_message for running messages that the caller has locked; p_event is that of those in p_started.
+-- return_lost_message for running messages that the caller has locked; p_event is that of those in p_started;
+-- of those in p_counted the attempt stays counted.
 -- One that cannot be returned (a dead letter has its id already, say, or the next one of its conversation is
 -- locked by somebody) stays as it is, with a warning in the server's log; the others are returned. Returns
 -- how many.
@@ -92,7 +96,8 @@ begin
     for v_message in select m.* from packhorse.message_queue m
     where m.id = any (p_ids) and m.state = 'running' order by m.id loop
       perform packhorse.return_lost_message(v_message,
-        case when v_message.id = any (p_started) then p_event end, p_detail);
+        case when v_message.id = any (p_started) then p_event end, p_detail,
+          v_message.id = any (p_counted));
       v_count := v_count + 1;
     end loop;
   exception when others then
@@ -101,7 +106,8 @@ begin
     where m.id = any (p_ids) and m.state = 'running' order by m.id loop
       begin
         perform packhorse.return_lost_message(v_message,
-          case when v_message.id = any (p_started) then p_event end, p_detail);
+          case when v_message.id = any (p_started) then p_event end, p_detail,
+          v_message.id = any (p_counted));
         v_count := v_count + 1;
       exception when others then
         raise warning using errcode = sqlstate,
@@ -118,18 +124,20 @@ begin
   return v_count;
 end
 $$;
-comment on function packhorse.return_lost_messages(bigint[], bigint[], text, text) is
+comment on function packhorse.return_lost_messages(bigint[], bigint[], text, text, bigint[]) is
   'Used by rescue and recover: return the messages of a process that is gone.';
 
-create or replace function packhorse.rescue_expired_messages(p_limit integer default 500) returns integer
+create or replace function packhorse.rescue_expired_messages(p_limit integer default 500,
+  p_counted boolean default false) returns integer
 language plpgsql set enable_seqscan = off set jit = off
   set plan_cache_mode = force_generic_plan set lock_timeout = '500ms' as $$
 -- Return messages whose lease is over; at most p_limit (paged by expiry, nothing hides behind a skipped row).
 -- What had started is not known here, so each counts a crash, until its holder turns out to live. So the
 -- crash that would be the last is not counted while its holder may still come back: the message stays as it
 -- is until that process has been silent for three leases, or a minute. What a relay held ran nowhere, and
--- counts none. Returns how many. In the first seconds after a restart of the server nothing is rescued: live
--- workers get the chance to hand back or renew.
+-- counts none. p_counted: the attempt of a holder that is no worker stays counted. Returns how many. In the
+-- first seconds after a restart of the server nothing is rescued: live workers get the chance to hand back
+-- or renew.
 declare
   v_ids bigint[];
 begin
@@ -151,10 +159,13 @@ begin
       select h.id from packhorse.message_queue h
       where h.id = any (v_ids) and not exists (
         select from packhorse.workers w where w.id = h.lease_holder and w.forward is not null)),
-      'lease_expired', 'its lease was over') end;
+      'lease_expired', 'its lease was over', array(
+      select h.id from packhorse.message_queue h
+      where p_counted and h.id = any (v_ids) and not exists (
+        select from packhorse.workers w where w.id = h.lease_holder))) end;
 end
 $$;
-comment on function packhorse.rescue_expired_messages(integer) is
+comment on function packhorse.rescue_expired_messages(integer, boolean) is
   'Return messages whose lease is over; returns how many.';
 
 create or replace function packhorse.recover_worker(
@@ -255,7 +266,9 @@ comment on function packhorse.bury_unknown_types(interval, integer) is
 
 create or replace function packhorse.cleanup_stale_message_locks(p_limit integer default 500) returns integer
 language sql volatile as $$
-  select packhorse.rescue_expired_messages(p_limit);
+-- rescue_expired_messages for clients that only speak SQL (PLATFORM 6): who takes a message and is silent
+-- until its lock is over has used up a try. What a worker held gets its attempt back.
+  select packhorse.rescue_expired_messages(p_limit, p_counted => true);
 $$;
 comment on function packhorse.cleanup_stale_message_locks(integer) is
-  'Known name of rescue_expired_messages.';
+  'Known name of rescue_expired_messages; the attempt of a holder that is no worker stays counted.';

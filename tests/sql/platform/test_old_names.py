@@ -218,22 +218,57 @@ def test_a_status_that_is_none_is_refused(sql: Sql) -> None:
     )
 
 
-def test_a_lock_that_was_cleared_costs_no_try_and_the_third_one_ends_the_message(
+def test_a_lock_that_was_cleared_costs_a_try_and_the_third_one_ends_the_message(
     shared_database: Database, sql: Sql
 ) -> None:
-    """Nothing has failed that its worker could report; what kills its workers ends (docs/platform.md)."""
+    """PLATFORM 6: the attempt stays counted. SPEC P5: what kills its workers ends."""
     old_enough_for_rescue(shared_database)
     message_id = sql.enqueue()
-    for _ in range(3):
+    for tries in range(3):
         found = next_message(sql)
-        assert found is not None and found["retry_count"] == 0
+        assert found is not None and found["retry_count"] == tries
         sql.rows("update message_queue set lease_expires_at = clock_timestamp() - interval '1 second'")
         assert rest(sql, "cleanup_stale_message_locks") == [1]
         sql.due_now()
     assert next_message(sql) is None
     assert sql.rows("select id, reason, attempt, crashes from dead_letters") == [
-        (message_id, "quarantined", 0, 3)
+        (message_id, "quarantined", 3, 3)
     ]
+
+
+def test_a_lock_that_was_cleared_leaves_a_try(shared_database: Database, sql: Sql) -> None:
+    """Of one try, too: it goes back to pending, and whoever takes it then has the last one."""
+    old_enough_for_rescue(shared_database)
+    message_id = sql.enqueue(max_attempts=1)
+    assert next_message(sql) is not None
+    sql.rows("update message_queue set lease_expires_at = clock_timestamp() - interval '1 second'")
+    assert rest(sql, "cleanup_stale_message_locks") == [1]
+    sql.due_now()
+    again = next_message(sql)
+    assert again is not None and again["retry_count"] == 0
+    assert rest(sql, "schedule_message_retry", p_message_id=uuid_of(message_id)) == [False]
+    assert sql.rows("select id, attempt from dead_letters") == [(message_id, 1)]
+
+
+def test_a_lock_that_a_worker_held_costs_no_try(shared_database: Database, sql: Sql) -> None:
+    """SPEC P5: neighbours lose no attempt. Nor does what a worker rescues, whoever held it."""
+    old_enough_for_rescue(shared_database)
+    worker, other = uuid4(), uuid4()
+    sql.rows(
+        "select register_worker(%s, 'host', 1, '1', array['q'], array['effect'], 1, '1 minute')",
+        worker,
+    )
+    sql.rows("update workers set last_seen_at = clock_timestamp() - interval '1 hour'")
+    for holder, function in [(worker, "cleanup_stale_message_locks"), (other, "rescue_expired_messages")]:
+        message_id = sql.enqueue()
+        assert [row[0] for row in sql.rows("select id from claim_messages(%s, array['q'])", holder)] == [
+            message_id
+        ]
+        sql.rows("update message_queue set lease_expires_at = clock_timestamp() - interval '1 second'")
+        assert sql.value(f"select {function}()") == 1
+        assert sql.live(message_id)["attempt"] == 0
+        assert sql.live(message_id)["crashes"] == 1
+        sql.rows("delete from message_queue")
 
 
 @pytest.mark.parametrize("status", ["completed", "failed", "pending", "retry"])
