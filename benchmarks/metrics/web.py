@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import http.client
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from urllib.parse import urlencode
 
 from benchmarks.harness.config import Settings, from_env
 from benchmarks.harness.postgres import Postgres
@@ -63,6 +66,18 @@ def addresses(rows: Rows) -> dict[str, str]:
         "messages, no match": "/messages?where=queue%3Dnothing",
         "dead letters of a customer": "/dead-letters?where=payload.customer.id%3D777",
     }
+
+
+#: Previews of bulk acts by the name of their line: the act, and its filter. As screens they are asked for
+#: anew each time; nothing of them is kept.
+PREVIEWS = {
+    "preview, all messages": ("messages.retry", "age>=0s"),
+    "preview, a queue": ("messages.retry", "queue=q3"),
+    "preview, a customer": ("messages.cancel", "payload.customer.id=777"),
+    "preview, no match": ("messages.cancel", "queue=nothing"),
+    "preview, all dead letters": ("dead-letters.purge", "age>=0s"),
+    "preview, dead letters of a customer": ("dead-letters.redrive", "payload.customer.id=777"),
+}
 
 
 def measure(system: System, case: Case, settings: Settings) -> Iterator[Number]:
@@ -115,24 +130,26 @@ def viewers(system: Adapter, page: PageProcess, paths: Sequence[str], settings: 
 
 
 def screens(url: str, rows: Rows, mark: str = "", rounds: int = ROUNDS) -> Iterator[Number]:
-    """p50 and p95 of each screen, its size, and how often the database took longer than a second for some
-    answer, where it did. Raises AssertionError for a page that fails.
+    """p50 and p95 of each screen and of each preview, its size, and how often the database took longer than a
+    second for some answer, where it did. Raises AssertionError for a page that fails.
     """
     with served(url) as (port, forget):
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-        for name, address in addresses(rows).items():
+        visitor = Visitor(port)
+        asked: dict[str, Callable[[], tuple[int, bytes]]] = {
+            name: partial(visitor.get, address) for name, address in addresses(rows).items()
+        }
+        asked |= {name: visitor.previews(*about) for name, about in PREVIEWS.items()}
+        for name, ask in asked.items():
             times: list[float] = []
             late = size = 0
             for _ in range(rounds):
                 forget()
                 begun = time.perf_counter()
-                connection.request("GET", address)
-                answer = connection.getresponse()
-                body = answer.read()
+                status, body = ask()
                 times.append((time.perf_counter() - begun) * 1000)
                 size = len(body)
-                is_late = answer.status == 503 or b"Old data" in body or b"Not known" in body
-                assert is_late or answer.status == 200, f"{name}: {answer.status} {body[:300]!r}"
+                is_late = status == 503 or b"Old data" in body or b"Not known" in body
+                assert is_late or status == 200, f"{name}: {status} {body[:300]!r}"
                 late += is_late
             yield Number("web", f"{mark}{name}: p50", 1, percentile(times, 0.5), "ms")
             yield Number("web", f"{mark}{name}: p95", 1, percentile(times, 0.95), "ms")
@@ -140,7 +157,41 @@ def screens(url: str, rows: Rows, mark: str = "", rounds: int = ROUNDS) -> Itera
                 yield Number("web", f"{name}: size", 1, size / 1024, "KiB")
             if late:
                 yield Number("web", f"{mark}{name}: not in time", 1, late, "")
-        connection.close()
+        visitor.close()
+
+
+class Visitor:
+    """Somebody with one connection to the page, who is an admin, for nobody has made a token."""
+
+    def __init__(self, port: int) -> None:
+        self._origin = f"http://127.0.0.1:{port}"
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        self._cookie = ""
+
+    def get(self, address: str) -> tuple[int, bytes]:
+        """Status and body."""
+        return self._asked("GET", address)
+
+    def previews(self, act: str, where: str) -> Callable[[], tuple[int, bytes]]:
+        """What asks for a preview of this act with all that a filter selects."""
+        _, form = self.get(f"/acts/{act}?{urlencode({'where': where})}")
+        token = re.search(rb'name="csrf" value="([0-9a-f]+)"', form)
+        assert token, f"no form of {act}"
+        fields = urlencode({"where": where, "csrf": token[1].decode(), "step": "preview"})
+        return partial(self._asked, "POST", f"/acts/{act}", fields)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _asked(self, method: str, address: str, fields: str | None = None) -> tuple[int, bytes]:
+        headers = {"Cookie": self._cookie} if self._cookie else {}
+        if fields is not None:
+            headers |= {"Origin": self._origin, "Content-Type": "application/x-www-form-urlencoded"}
+        self._connection.request(method, address, fields, headers)
+        answer = self._connection.getresponse()
+        if given := answer.getheader("Set-Cookie"):
+            self._cookie = given.split(";")[0]
+        return answer.status, answer.read()
 
 
 @contextmanager

@@ -336,7 +336,7 @@ def test_a_preview_that_takes_too_long_says_so_and_what_to_do(
 ) -> None:
     """By the server's clock, which ends each statement of a preview after a second."""
 
-    def slow(connection: Any, *args: Any) -> Any:
+    def slow(connection: Any, *args: Any, **options: Any) -> Any:
         connection.execute("select pg_sleep(30)")
 
     monkeypatch.setattr("packhorse.worker.store.dead_letters.count", slow)
@@ -648,3 +648,50 @@ def test_a_confirmation_of_more_than_was_shown_asks_again_and_does_nothing(
     less = {**kept(shown), "total": "29"}
     end = ended(admin, do(admin, act, {**target, **less}, reason="within the tolerance"))
     assert "30 of 30" in end and "of 29" not in end, "it says what it did, not what the form said"
+
+
+@pytest.mark.parametrize("act", ["messages.cancel", "dead-letters.purge"])
+def test_a_large_selection_is_estimated_counted_when_asked_and_later_ones_are_not_touched(
+    database: Database, admin: Browser, act: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the bounds of a small table: none is cheap, fifty are counted. Producers go on meanwhile."""
+    for name, bound in (("MOST_COST", 0.0), ("MOST_COUNTED", 50), ("FIRST_STEP", 10), ("MOST_SECONDS", 60.0)):
+        monkeypatch.setattr(f"packhorse.worker.store.tallies.{name}", bound)
+    monkeypatch.setattr("packhorse.worker.ops.amounts.MOST_COUNTED", 50)
+    make = enqueue if act.startswith("messages") else dead
+    ids = make(database, 120, "mail")
+    database.query("analyze message_queue, dead_letters")
+    target = {"where": "queue=mail"}
+    shown = do(admin, act, target, step="preview").text
+    assert (
+        re.search("(?i)at least 50 [a-z ]+, about 120 in all by estimate", shown)
+        and ": ~120</button>" in shown
+    )
+    counted = do(admin, act, target, step="count").text
+    assert "120 " in counted and "estimate;" not in counted and ": 120</button>" in counted
+    assert "Count all" in shown and "Count all" not in counted
+    later = make(database, 30, "mail")
+    end = ended(admin, do(admin, act, {**target, **kept(shown)}))
+    assert "120 of 120" in end
+    alive = database.query("select id from message_queue union all select id from dead_letters order by id")
+    assert [row[0] for row in alive] == later and set(ids).isdisjoint(later)
+
+
+def test_a_long_act_that_finds_more_than_was_agreed_to_does_nothing(
+    database: Database, admin: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The request counts a part; the act counts all before it begins."""
+    for name, bound in (("MOST_COST", 0.0), ("MOST_COUNTED", 50), ("FIRST_STEP", 10), ("MOST_SECONDS", 60.0)):
+        monkeypatch.setattr(f"packhorse.worker.store.tallies.{name}", bound)
+    for act, make, state in (
+        ("messages.cancel", enqueue, "pending"),
+        ("dead-letters.purge", dead, "dead"),
+        ("dead-letters.redrive", dead, "dead"),
+    ):
+        queue = act.replace(".", "-")
+        ids = make(database, 120, queue)
+        target = {"where": f"queue={queue}"}
+        brought = kept(do(admin, act, target, step="preview").text)
+        end = ended(admin, do(admin, act, {**target, **brought, "total": "51", "estimate": "55"}))
+        assert "Nothing is done: more than 110 match, and 55 were shown. Count all, and look again." in end
+        assert states(database, ids) == [state] * 120, act

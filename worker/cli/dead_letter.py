@@ -39,6 +39,7 @@ from packhorse.worker.cli.render import (
 )
 from packhorse.worker.errors import WorkerError
 from packhorse.worker.exits import EXIT_FAILED, EXIT_OK
+from packhorse.worker.ops.amounts import Amount
 from packhorse.worker.ops.payloads import difference, read_setting
 from packhorse.worker.store import dead_letters
 from packhorse.worker.store.dead_letters import Selection
@@ -48,6 +49,8 @@ from packhorse.worker.store.rows import decoded
 app = typer.Typer(no_args_is_help=True, help="Dead letters: look, edit, redrive, purge, export.")
 
 PAGE = 500
+#: A person waits so long for a count of all; of more there is an estimate.
+COUNT_SECONDS = 30.0
 #: Whole letters at a time: each may have a payload of a megabyte, and a traceback.
 EXPORT_PAGE = 50
 GROUP_COLUMNS = [
@@ -248,11 +251,12 @@ def redrive(
 
     try:
         with database() as connection:
-            total, dead_by = _counted(connection, selection)
-            total = min(total, limit or total)
+            amount, dead_by = _counted(connection, selection)
+            amount = amount.up_to(limit)
+            total = amount.number
             if ids is None and total:
                 confirmed(
-                    f"Redrive {total} dead letter(s){', and do again what their steps have done' if fresh else ''}?",
+                    f"Redrive {amount.said('dead letter')}{', and do again what their steps have done' if fresh else ''}?",
                     yes,
                 )
             with progress("redriving", total) as advance, first_interrupt() as stop:
@@ -324,9 +328,10 @@ def purge(
 
     try:
         with database() as connection:
-            total, dead_by = _counted(connection, selection)
+            amount, dead_by = _counted(connection, selection)
+            total = amount.number
             if total:
-                confirmed(f"Delete {total} dead letter(s) for good?", yes)
+                confirmed(f"Delete {amount.said('dead letter')} for good?", yes)
             with progress("purging", total) as advance, first_interrupt() as stop:
                 for page in dead_letters.pages(connection, selection, dead_by, PAGE):
                     if stop.is_set():
@@ -361,7 +366,8 @@ def export(
     selection = Selection(ids or None, fingerprint, queue, older_than, code, _terms(where_text))
     written = 0
     with database() as connection:
-        total, dead_by = _counted(connection, selection)
+        amount, dead_by = _counted(connection, selection)
+        total = amount.number
         target: Any = sys.stdout
         if output is not None:
             try:
@@ -409,15 +415,15 @@ def _terms(text: str | None) -> tuple[Term, ...]:
     return parse(text or "", DEAD, ()).terms
 
 
-def _counted(connection: Any, selection: Selection) -> tuple[int, Any]:
+def _counted(connection: Any, selection: Selection) -> tuple[Amount, Any]:
     """Count a selection; ids that are all unknown, or a cause that is, are an error."""
-    total, dead_by = dead_letters.count(connection, selection)
+    found, dead_by = dead_letters.count(connection, selection, exact_seconds=COUNT_SECONDS)
     named = next((name for name in ("ids", "fingerprint", "code") if getattr(selection, name)), None)
-    if not total and named:
+    if not found.total and found.looked is None and named:
         raise CommandError(
             "no dead letter matches",
             code="not_found",
             field=named,
             hint="`packhorse dead-letter list` shows what there is",
         )
-    return total, dead_by
+    return Amount.of(found), dead_by

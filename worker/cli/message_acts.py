@@ -31,7 +31,7 @@ from packhorse.worker.db.errors import translated
 from packhorse.worker.errors import NotFound, StoreConflict, WorkerError
 from packhorse.worker.exits import EXIT_FAILED, EXIT_OK
 from packhorse.worker.ops import messages, where
-from packhorse.worker.ops.messages import DONE, Act, Counted
+from packhorse.worker.ops.messages import DONE, Act, Counted, FilterResult
 from packhorse.worker.states import State
 from packhorse.worker.store import operations
 
@@ -256,19 +256,17 @@ def _by_filter(act: Act, asked: Given, title: str) -> int:
     done = 0
     try:
         with database() as connection:
-            counted = messages.count(connection, wanted, act.verb)
-            if asked.dry_run or not counted.total:
-                _tell_filter(
-                    act, counted, Counter(), 0, "dry_run" if asked.dry_run else "finished", asked.as_json
-                )
+            counted = messages.count(connection, wanted, act.verb, exact_seconds=messages.COUNT_SECONDS)
+            if asked.dry_run or not counted.amount.number:
+                _tell_filter(act, counted, None, "dry_run" if asked.dry_run else "finished", asked.as_json)
                 return EXIT_OK
             if not asked.as_json:
                 print(messages.sentence(counted))
-        confirmed(f"{title} {counted.total:,} message(s)?", asked.yes)
+        confirmed(f"{title} {counted.amount.said('message')}?", asked.yes)
         # connected again: nobody should hold a connection while a person thinks
         with (
             database() as connection,
-            progress(act.verb, counted.total) as advance,
+            progress(act.verb, counted.amount.number) as advance,
             first_interrupt() as stop,
         ):
 
@@ -277,40 +275,50 @@ def _by_filter(act: Act, asked: Given, title: str) -> int:
                 done += count
                 advance(count)
 
-            result = messages.apply(connection, counted, act, report=report, stop=stop)
+            most = None if asked.yes else counted.amount.most  # --yes agrees to all that match
+            result = messages.apply(connection, counted, act, most=most, report=report, stop=stop)
     except (WorkerError, KeyboardInterrupt):
         if done and counted is not None:
-            _tell_filter(act, counted, Counter(), done, "error", asked.as_json)
+            _tell_filter(
+                act, counted, FilterResult(counted.amount.number, {}, done, "error"), "error", asked.as_json
+            )
         raise
-    _tell_filter(act, counted, Counter(result.answers), result.left, result.ended, asked.as_json)
+    if result.ended == "more":
+        raise CommandError(
+            f"nothing was done: more than {counted.amount.most:,} match now, and {counted.amount.number:,} were shown",
+            code="more_than_shown",
+            field="where",
+            hint="Run it again: it counts anew",
+        )
+    _tell_filter(act, counted, result, result.ended, asked.as_json)
     return EXIT_OK if result.ended == "finished" else EXIT_FAILED
 
 
-def _tell_filter(
-    act: Act, counted: Counted, answers: Counter[str], left: int, ended: str, as_json: bool
-) -> None:
-    """left: with "error", how many were passed by before it."""
+def _tell_filter(act: Act, counted: Counted, result: FilterResult | None, ended: str, as_json: bool) -> None:
+    """result: None when nothing was begun; with "error" its `left` is how many were passed by before it."""
+    answers = Counter({} if result is None else result.answers)
+    left = 0 if result is None else result.left
+    matched = counted.total if result is None else result.matched
     done = sum(answers[word] for word in DONE[act.verb])
     if as_json:
-        document: dict[str, Any] = {
-            "selected": counted.total,
-            "queues": dict(counted.queues),
-            "oldest": counted.oldest,
-            "running": counted.running,
-        }
         print_json(
             {
-                **document,
+                "selected": counted.amount.number,
+                "estimated": not counted.amount.is_all,
+                "matched": None if result is None else matched,
+                "queues": dict(counted.queues),
+                "oldest": counted.oldest,
+                "running": counted.running,
                 "done": None if ended == "error" else done,
                 "answers": dict(answers),
                 "left": left,
                 "ended": ended,
             }
         )
-    elif ended == "dry_run" or not counted.total:
+    elif result is None:
         print(messages.sentence(counted))
     elif ended == "error":
-        print(f"{act.verb}: stopped by an error after {left:,} of {counted.total:,} message(s)")
+        print(f"{act.verb}: stopped by an error after {left:,} of {matched:,} message(s)")
     else:
         others = ", ".join(
             f"{count:,} {word}" for word, count in sorted(answers.items()) if word not in DONE[act.verb]
@@ -320,6 +328,5 @@ def _tell_filter(
         ] * bool(left)
         stopped = " (interrupted)" if ended == "interrupted" else ""
         print(
-            f"{act.verb}: {done:,} of {counted.total:,} message(s){stopped}"
-            + "".join(f"; {text}" for text in more)
+            f"{act.verb}: {done:,} of {matched:,} message(s){stopped}" + "".join(f"; {text}" for text in more)
         )

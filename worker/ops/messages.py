@@ -2,13 +2,15 @@
 clone one (SPEC Q5).
 
 A filter is counted first. What is counted is fixed at that instant: an act by filter touches no message that
-came later. It works oldest first, in batches with a transaction each; the verbs themselves are SQL
-(migrations/functions/edit.sql), which records each message.
+came later. It takes down the ids of all that match, then works oldest first, in batches with a transaction
+each: what comes to match while it works, a message that the last batch has unblocked, is not touched. The
+verbs themselves are SQL (migrations/functions/edit.sql), which records each message.
 """
 
 from __future__ import annotations
 
 import threading
+from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,11 +20,16 @@ from typing import Any
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.errors import translated
 from packhorse.worker.errors import InvalidArgument, NotFound, StoreConflict
+from packhorse.worker.ops.amounts import Amount
 from packhorse.worker.ops.where import Where
 from packhorse.worker.records import Row
 from packhorse.worker.store import acts
 
 MAX_BATCH = 500
+#: Ids are taken down so many at a time.
+IDS_AT_ONCE = 10_000
+#: At a terminal a person waits so long for a whole count.
+COUNT_SECONDS = 30.0
 #: verb -> the words that say that it did something.
 DONE = {
     "cancel": ("cancelled", "requested"),
@@ -56,7 +63,7 @@ class Act:
 @dataclass(frozen=True, slots=True)
 class Counted:
     """What a filter selected at the instant `at`: how many by queue (most first), how many of them run, since
-    when the oldest is there.
+    when the oldest is there; as far as that was counted.
 
     last: the newest message that can be part of it.
     """
@@ -67,17 +74,21 @@ class Counted:
     queues: tuple[tuple[str, int], ...]
     oldest: datetime | None
     running: int
+    amount: Amount
 
     @property
     def total(self) -> int:
-        return sum(count for _, count in self.queues)
+        """How many, as far as they were counted."""
+        return self.amount.counted
 
 
 @dataclass(frozen=True, slots=True)
 class FilterResult:
-    """What was done. answers: how many by the verb's word. left: had changed meanwhile, or somebody else had
-    them locked. ended: "finished" or "interrupted"."""
+    """What was done. matched: so many matched when it began. answers: how many by the verb's word. left: had
+    changed meanwhile, or somebody else had them locked. ended: "finished", "interrupted", or "more": more
+    matched than were agreed to, and nothing was done."""
 
+    matched: int
     answers: dict[str, int]
     left: int
     ended: str
@@ -92,36 +103,37 @@ def count(
     where: Where,
     verb: str,
     bounds: tuple[datetime, int] | None = None,
-    seconds: float = acts.LOOK_SECONDS,
+    exact_seconds: float | None = None,
 ) -> Counted:
     """What the verb would touch: live messages of the filter, without those that run where the verb is not
-    for these.
+    for these. Beyond bounds of number and time it is an estimate (store/tallies.py).
 
-    bounds: `at` and `last` of an earlier count: what of that is still there. Raises StoreError; a late
-    StoreUnavailable when it takes longer than these seconds.
+    bounds: `at` and `last` of an earlier count: what of that is still there. exact_seconds: a person waits so
+    long for a whole count. Raises StoreError.
     """
     at, last = bounds or acts.moment(connection)
-    rows = acts.count(connection, where.terms, at, last, running=verb in _OF_RUNNING, seconds=seconds)
-    oldest = min((since for _, _, since, _ in rows if since is not None), default=None)
-    return Counted(
-        where,
-        at,
-        last,
-        tuple((queue, many) for queue, many, _, _ in rows if many),
-        oldest,
-        sum(row[3] for row in rows),
+    found = acts.count(
+        connection, where.terms, at, last, running=verb in _OF_RUNNING, exact_seconds=exact_seconds
     )
+    return Counted(where, at, last, found.queues, found.oldest, found.running, Amount.of(found))
 
 
 def sentence(counted: Counted) -> str:
-    """`1,204 messages: 1,000 whatsapp, 204 default; oldest 3 h`."""
+    """`1,204 messages: 1,000 whatsapp, 204 default; oldest 3 h`. Where not all were counted, their queues are
+    not known.
+    """
+    if not counted.amount.is_all:
+        return counted.amount.said("message") + _oldest(counted)
     if not counted.total:
         return "no message matches" + (f" but {counted.running:,} that run" if counted.running else "")
     queues = ", ".join(f"{count:,} {queue}" for queue, count in counted.queues)
-    oldest = (
-        "" if counted.oldest is None else f"; oldest {_span((counted.at - counted.oldest).total_seconds())}"
-    )
-    return f"{counted.total:,} message{'s' if counted.total > 1 else ''}: {queues}{oldest}"
+    return f"{counted.amount.said('message')}: {queues}{_oldest(counted)}"
+
+
+def _oldest(counted: Counted) -> str:
+    if counted.oldest is None:
+        return ""
+    return f"; oldest {_span((counted.at - counted.oldest).total_seconds())}"
 
 
 def _span(seconds: float) -> str:
@@ -136,29 +148,56 @@ def apply(
     counted: Counted,
     act: Act,
     *,
+    most: int | None = None,
+    begins: Callable[[int], Any] = lambda count: None,
     report: Callable[[int], Any] = lambda count: None,
     stop: threading.Event | None = None,
     batch: int = MAX_BATCH,
 ) -> FilterResult:
-    """Do it with what was counted, oldest first. report: called with the size of each batch when it is done.
-    stop ends it between two.
+    """Do it with what was counted, oldest first. most: with no message at all when more than so many match.
+    begins: called with how many match, all of them counted. report: called with the size of each batch when
+    it is done. stop ends it between two.
 
     Raises StoreError; batches before that are done, and were reported.
     """
     answers: Counter[str] = Counter()
-    left, after = 0, _LOWEST
+    left = 0
     stop = stop or threading.Event()
-    while True:
-        ids = acts.page(connection, counted.where.terms, counted.at, after, counted.last, batch)
-        if not ids:
-            return FilterResult(dict(answers), left, "finished")
+    ids = _matching(connection, counted, act, most, stop)
+    if most is not None and len(ids) > most:
+        return FilterResult(len(ids), {}, 0, "more")
+    begins(len(ids))
+    for at in range(0, len(ids), batch):
         if stop.is_set():
-            return FilterResult(dict(answers), left, "interrupted")
-        told = _batch(connection, counted, act, ids)
+            return FilterResult(len(ids), dict(answers), left, "interrupted")
+        some = ids[at : at + batch].tolist()
+        told = _batch(connection, counted, act, some)
         answers.update(told.values())
-        left += len(ids) - len(told)
+        left += len(some) - len(told)
+        report(len(some))
+    ended = "interrupted" if stop.is_set() and not ids else "finished"
+    return FilterResult(len(ids), dict(answers), left, ended)
+
+
+def _matching(
+    connection: DeadlineConnection, counted: Counted, act: Act, most: int | None, stop: threading.Event
+) -> array[int]:
+    """The ids of all that match, ascending, eight bytes for each; no more than one over `most`, and none when
+    stop is set meanwhile.
+    """
+    running = act.verb in _OF_RUNNING
+    found = array("q")
+    after = _LOWEST
+    while not stop.is_set():
+        size = IDS_AT_ONCE if most is None else min(IDS_AT_ONCE, most + 1 - len(found))
+        ids = acts.page(
+            connection, counted.where.terms, counted.at, after, counted.last, size, running=running
+        )
+        found.extend(ids)
+        if len(ids) < size or (most is not None and len(found) > most):
+            return found
         after = ids[-1]
-        report(len(ids))
+    return array("q")
 
 
 def _batch(connection: DeadlineConnection, counted: Counted, act: Act, ids: list[int]) -> dict[int, str]:

@@ -14,8 +14,9 @@ from typing import Any
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.queries import sql
 from packhorse.worker.records import Row
-from packhorse.worker.store.filters import KNOWN, LIVE, Term, filled
+from packhorse.worker.store.filters import KNOWN, LIVE, Term, condition, filled
 from packhorse.worker.store.rows import rows, rows_of, value
+from packhorse.worker.store.tallies import Tally, tally
 
 #: A look at a table of any size ends after this.
 LOOK_SECONDS = 30
@@ -34,31 +35,33 @@ def count(
     last: int,
     *,
     running: bool,
-    seconds: float = LOOK_SECONDS,
-) -> list[tuple[str, int, datetime | None, int]]:
-    """Live messages up to the id `last` by queue: how many, the oldest, and how many run; most first. Ages
-    are those at `now`.
-
-    running: those that run are among the first two. seconds: then it is given up.
+    exact_seconds: float | None = None,
+) -> Tally:
+    """Live messages up to the id `last`. Ages are those at `now`. running: those that run are counted, too.
+    exact_seconds: as tally() has it.
     """
-    statement, parameters = filled("count_filtered", terms, LIVE)
-    with connection.transaction():
-        value(connection, "bound_statement", (f"{seconds}s",))
-        found = connection.execute(
-            statement, {**parameters, "now": now, "last": last, "running": running}
-        ).fetchall()
-    return [(row[0], row[1], row[2], row[3]) for row in found]
+    found, parameters = condition(terms, LIVE)
+    values = {**parameters, "now": now, "last": last, "running": running}
+    return tally(connection, "live", terms, found, values, exact_seconds)
 
 
 def page(
-    connection: DeadlineConnection, terms: Sequence[Term], now: datetime, after: int, last: int, limit: int
+    connection: DeadlineConnection,
+    terms: Sequence[Term],
+    now: datetime,
+    after: int,
+    last: int,
+    limit: int,
+    *,
+    running: bool,
 ) -> list[int]:
-    """The next ids of the selection after `after`, ascending."""
+    """The next ids of the selection after `after`, ascending. running: with those that run."""
     statement, parameters = filled("page_of_filtered", terms, LIVE)
     with connection.transaction():
         value(connection, "bound_statement", (f"{LOOK_SECONDS}s",))
         found = connection.execute(
-            statement, {**parameters, "now": now, "after": after, "last": last, "limit": limit}
+            statement,
+            {**parameters, "now": now, "after": after, "last": last, "limit": limit, "running": running},
         ).fetchall()
     return [row[0] for row in found]
 

@@ -12,7 +12,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.queries import Statement, sql
@@ -21,7 +20,8 @@ from packhorse.worker.states import LIVE as LIVE_STATES
 from packhorse.worker.states import State
 from packhorse.worker.store import filters
 from packhorse.worker.store.filters import Term
-from packhorse.worker.store.rows import decoded, rows, rows_of, value
+from packhorse.worker.store.rows import rows, rows_of, value
+from packhorse.worker.store.tallies import planned
 
 #: Messages that one walk looks at, whatever the filter; the first tenth alone at first, which often is
 #: enough, then as many of the others as a walk of MOST_SECONDS may take at that speed. What vacuum has not
@@ -187,18 +187,11 @@ def count(connection: DeadlineConnection, terms: tuple[Term, ...]) -> Count:
     place, _ = source(terms)
     condition, values = filters.condition(terms, filters.KNOWN)
     values = {**values, "now": value(connection, "database_time")}
-    top = _expected(connection, sql("browse_plan").format(source=place, filter=condition), values)
+    top = planned(connection, place, condition, values)
     if top["Plan Rows"] > MOST_COUNTED or top["Total Cost"] > MOST_COST:
         return Count(int(top["Plan Rows"]), True)
     number = connection.execute(sql("browse_count").format(source=place, filter=condition), values).fetchone()
     return Count(int(number[0]), False)  # type: ignore[index]
-
-
-def _expected(connection: DeadlineConnection, statement: Statement, values: Row | None) -> Row:
-    """What the planner expects of a browse_plan: among others "Plan Rows" and "Total Cost"."""
-    plan: Any = decoded(connection.execute(statement, values).fetchone()[0])  # type: ignore[index]
-    expected: Row = plan[0]["Plan"]
-    return expected
 
 
 def waiting(connection: DeadlineConnection, limit: int, probes: int = MOST_PROBES) -> list[Row]:
@@ -235,8 +228,7 @@ def values_of(connection: DeadlineConnection, field: str, start: str) -> list[st
 
 def groups(connection: DeadlineConnection, terms: tuple[Term, ...], limit: int) -> Groups:
     """Dead letters by cause (terms over filters.DEAD)."""
-    plan = sql("browse_plan").format(source=sql("browse_dead"), filter=Statement("true"))
-    expected = _expected(connection, plan, None)["Plan Rows"]
+    expected = planned(connection, sql("browse_dead"), sql("filter_everything"), None)["Plan Rows"]
     is_small = expected <= MOST_LETTERS
     if not terms and is_small:
         return Groups(tuple(rows(connection, "browse_groups", {"limit": limit})), True)

@@ -18,6 +18,7 @@ from packhorse.worker.records import Row
 from packhorse.worker.store import filters
 from packhorse.worker.store.filters import Term
 from packhorse.worker.store.rows import rows, rows_of, value
+from packhorse.worker.store.tallies import Tally, tally
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,18 +35,26 @@ class Selection:
     where: tuple[Term, ...] = ()
 
     def filled(self, statement: str) -> tuple[Statement, dict[str, Any]]:
-        """A named statement and its parameters, but for those that are no part of a selection; `now` for
-        ages.
+        """A named statement with the terms of `where`, and its parameters, but for those that are no part of
+        a selection; `now` for ages.
         """
         found, more = filters.filled(statement, self.where, filters.DEAD)
-        given = {
+        return found, {**self._given, **more}
+
+    @property
+    def condition(self) -> tuple[Statement, dict[str, Any]]:
+        """That a letter is selected, and the parameters; `dead_by` and `now` are not among them."""
+        return self.filled("selected_dead_letters")
+
+    @property
+    def _given(self) -> dict[str, Any]:
+        return {
             "ids": self.ids,
             "fingerprint": self.fingerprint,
             "queue": self.queue,
             "older_than": self.older_than,
             "code": self.code,
         }
-        return found, {**given, **more}
 
 
 def groups(connection: DeadlineConnection, *, queue: str | None = None, limit: int = 50) -> list[Row]:
@@ -89,17 +98,21 @@ def show(connection: DeadlineConnection, message_id: int, step_characters: int =
 
 
 def count(
-    connection: DeadlineConnection, selection: Selection, dead_by: datetime | None = None
-) -> tuple[int, datetime]:
-    """How many are selected, and the database's time of the count. dead_by: of those that were dead then.
-    Raises UnknownQueue.
+    connection: DeadlineConnection,
+    selection: Selection,
+    dead_by: datetime | None = None,
+    exact_seconds: float | None = None,
+) -> tuple[Tally, datetime]:
+    """How many are selected, and the database's time of the count. dead_by: of those that were dead then, and
+    ages are those at that time. exact_seconds: as tally() has it. Raises UnknownQueue.
     """
-    statement, parameters = selection.filled("count_dead_letters")
-    given = {**parameters, "now": _now(connection), "dead_by": dead_by}
-    row: Any = connection.execute(statement, given).fetchone()
-    if not row[0]:
+    at = dead_by or _now(connection)
+    condition, values = selection.condition
+    values = {**values, "now": at, "dead_by": at, "running": False}
+    found = tally(connection, "dead", selection.where, condition, values, exact_seconds)
+    if not found.total:
         _require_queue(connection, selection.queue)
-    return int(row[0]), row[1]
+    return found, at
 
 
 def pages(
@@ -107,12 +120,13 @@ def pages(
 ) -> Iterator[list[int]]:
     """Ids of the selection that were dead at dead_by, ascending, at most `size` at a time; a walk by key."""
     after = -(2**63)
-    statement, parameters = selection.filled("page_of_dead_letters")
+    condition, values = selection.condition
+    statement = sql("page_of_dead_letters").format(filter=condition)
     while True:
         found = rows_of(
             connection,
             statement,
-            {**parameters, "after": after, "dead_by": dead_by, "now": dead_by, "limit": size},
+            {**values, "after": after, "dead_by": dead_by, "now": dead_by, "limit": size},
         )
         if not found:
             return

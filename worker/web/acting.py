@@ -1,8 +1,8 @@
 """The routes of acts: a form, its preview, the act, and the progress of what takes long (SPEC O6).
 
-GET shows a form; POST with `step` = load (show what is to be edited), preview, or do. What an act refuses is
-said at its field, and what was written stays in the form. The door (app.py) has checked role, origin and form
-token before.
+GET shows a form; POST with `step` = load (show what is to be edited), preview, count (a preview that counts
+all), or do. What an act refuses is said at its field, and what was written stays in the form. The door
+(app.py) has checked role, origin and form token before.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from packhorse.worker.web.forms import ActForm, Preview, Submission, read_submis
 from packhorse.worker.web.long_acts import LongAct, LongActs
 from packhorse.worker.web.routes import Endpoint, Entry, Visit
 
-STEPS = ("load", "preview", "do")
+STEPS = ("load", "preview", "count", "do")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ async def _step(visit: Visit, act: ActForm, texts: dict[str, str], step: str) ->
         given = read_submission(act.targets, texts, visitor)
         return _page(visit, act, {**texts, **await site.act(act.load, given)}, "preview")
     given = read_submission(act.fields, texts, visitor)
-    if step == "preview" and act.preview is not None:
+    if step in ("preview", "count") and act.preview is not None:
         if act.as_owner:
             found = await site.act_as_owner(act.preview, given)
         elif act.records_preview(given):
@@ -149,7 +149,7 @@ def _refused(
     status: int,
 ) -> Response:
     """The form again, as it was written."""
-    again = "preview" if step == "do" and act.preview else step
+    again = "preview" if step in ("do", "count") and act.preview else step
     return _page(visit, act, texts, again, problem=problem, problem_field=field, status=status)
 
 

@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.errors import InvalidArgument
@@ -143,7 +143,8 @@ class Preview:
     """What an act would do. sentence: in words. lines: of a difference. warnings: sentences. count: on how
     many; 0: there is nothing to do.
 
-    kept: what the confirmation brings back, so that it does what was shown: texts by name.
+    kept: what the confirmation brings back, so that it does what was shown: texts by name. estimated: count
+    is an estimate, and the visitor may ask for a whole count.
     """
 
     sentence: str
@@ -151,26 +152,18 @@ class Preview:
     warnings: tuple[str, ...] = ()
     count: int = 1
     kept: Mapping[str, str] = field(default_factory=dict)
+    estimated: bool = False
 
 
-#: A confirmation holds while no more than this are added to what was shown: so many, or a twentieth.
-TOLERANCE = 10
+class Report(Protocol):
+    """How far a long act is: called with how many more are done. begins: with how many there are, where that
+    is known only then."""
+
+    def __call__(self, count: int) -> Any: ...
+
+    def begins(self, count: int) -> Any: ...
 
 
-def confirmed(shown: int | None, now: int) -> int:
-    """How many the act is about: counted now, within what the preview has shown. The form brings the number
-    that was shown, and could bring any. Raises InvalidArgument, and the visitor looks again.
-    """
-    if now > (shown or 0) + max(TOLERANCE, (shown or 0) // 20):
-        raise InvalidArgument(
-            f"where: {now:,} match now, and {shown or 0:,} were shown",
-            field="where",
-            hint="Nothing is done yet: look at the preview again",
-        )
-    return now
-
-
-Report = Callable[[int], Any]
 Place = tuple[str, Mapping[str, Any]]
 
 

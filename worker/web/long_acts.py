@@ -34,8 +34,8 @@ OWNER_STATEMENT_SECONDS = 3600.0
 
 @dataclass(slots=True)
 class LongAct:
-    """One of them. done: of work.total, as far as it is told. state: waits, runs, done, failed or stopped;
-    only its thread writes what changes.
+    """One of them. done: of total, as far as it is told. state: waits, runs, done, failed or stopped; only
+    its thread writes what changes.
 
     sentence: how it ended.
     """
@@ -46,6 +46,7 @@ class LongAct:
     reason: str | None
     work: LongWork
     begun_at: datetime
+    total: int
     done: int = 0
     state: str = "waits"
     sentence: str = ""
@@ -57,7 +58,7 @@ class LongAct:
         """Ask it to end: after its batch, or, where there are none, by ending its statement."""
         self.stop.set()
         connection = self.connection
-        if not self.work.total and connection is not None and not self.is_over:
+        if not self.has_batches and connection is not None and not self.is_over:
             connection.cancel()
 
     @property
@@ -66,7 +67,12 @@ class LongAct:
 
     @property
     def ratio(self) -> float:
-        return min(1.0, self.done / self.work.total) if self.work.total else 1.0
+        return min(1.0, self.done / self.total) if self.total else 1.0
+
+    @property
+    def has_batches(self) -> bool:
+        """Can it be said how far it is, and does it stop between two of them?"""
+        return self.work.total > 0
 
 
 class LongActs:
@@ -86,7 +92,7 @@ class LongActs:
                 "the page ends" if self._closed else f"{running} long acts run already, and no more may",
                 hint="Wait for one of them, or stop it",
             )
-        found = LongAct(secrets.token_hex(6), act, operator, reason, work, datetime.now(UTC))
+        found = LongAct(secrets.token_hex(6), act, operator, reason, work, datetime.now(UTC), work.total)
         self._acts[found.id] = found
         over = [each.id for each in self._acts.values() if each.is_over]
         for old in over[: max(0, len(self._acts) - REMEMBERED)]:
@@ -117,9 +123,6 @@ class LongActs:
         self._threads.shutdown(wait=True)
 
     def _run(self, act: LongAct) -> None:
-        def report(count: int) -> None:
-            act.done += count
-
         act.state = "runs"
         try:
             connection = (
@@ -130,14 +133,14 @@ class LongActs:
             act.connection = connection
             try:
                 with translated():
-                    act.sentence, is_good = act.work.run(connection, report, act.stop)
+                    act.sentence, is_good = act.work.run(connection, _Counter(act), act.stop)
             finally:
                 act.connection = None
                 connection.close()
             act.state = "done" if is_good else "stopped" if act.stop.is_set() else "failed"
         except WorkerError as error:
             act.state, act.sentence = (
-                "stopped" if act.stop.is_set() and not act.work.total else "failed",
+                "stopped" if act.stop.is_set() and not act.has_batches else "failed",
                 f"It has ended by an error after {act.done:,}; what was done is done. {error}",
             )
         except Exception:
@@ -148,3 +151,14 @@ class LongActs:
             logger.error("web_request_failed path=%s", act.act, exc_info=True)
         act.ended_at = datetime.now(UTC)
         self._site.forget()
+
+
+@dataclass(frozen=True, slots=True)
+class _Counter:
+    act: LongAct
+
+    def __call__(self, count: int) -> None:
+        self.act.done += count
+
+    def begins(self, count: int) -> None:
+        self.act.total = count

@@ -26,26 +26,17 @@ select id, queue, message_type, reason, error_class, error_code, error_message, 
   packhorse.describe_steps(steps, %(characters)s) as steps
 from packhorse.dead_letters where id = %(id)s;
 
--- name: count_dead_letters
--- How many an act would touch, and the moment that was: what dies later is not part of it.
-select count(*), clock_timestamp() from packhorse.dead_letters m
-where (%(ids)s::bigint[] is null or id = any (%(ids)s)) and (%(queue)s::text is null or queue = %(queue)s)
-  and (%(fingerprint)s::text is null or fingerprint = %(fingerprint)s)
-  and (%(code)s::text is null or error_code = %(code)s)
-  and (%(older_than)s::float8 is null or dead_at < clock_timestamp() - make_interval(secs => %(older_than)s))
-  and (%(dead_by)s::timestamptz is null or dead_at <= %(dead_by)s)
-  and {filter};
+-- name: selected_dead_letters
+-- Those that an act is about and that were dead at a given moment.
+(%(ids)s::bigint[] is null or m.id = any (%(ids)s)) and (%(queue)s::text is null or m.queue = %(queue)s)
+  and (%(fingerprint)s::text is null or m.fingerprint = %(fingerprint)s)
+  and (%(code)s::text is null or m.error_code = %(code)s)
+  and (%(older_than)s::float8 is null or m.dead_at < %(dead_by)s - make_interval(secs => %(older_than)s))
+  and m.dead_at <= %(dead_by)s and {filter}
 
 -- name: page_of_dead_letters
--- The next ids after a given one, oldest message first, of those that were dead at a given moment.
-select id from packhorse.dead_letters m
-where id > %(after)s and dead_at <= %(dead_by)s
-  and (%(ids)s::bigint[] is null or id = any (%(ids)s)) and (%(queue)s::text is null or queue = %(queue)s)
-  and (%(fingerprint)s::text is null or fingerprint = %(fingerprint)s)
-  and (%(code)s::text is null or error_code = %(code)s)
-  and (%(older_than)s::float8 is null or dead_at < %(dead_by)s - make_interval(secs => %(older_than)s))
-  and {filter}
-order by id limit %(limit)s;
+-- The next ids after a given one, oldest message first.
+select m.id from packhorse.dead_letters m where m.id > %(after)s and {filter} order by m.id limit %(limit)s;
 
 -- name: redrive
 -- Enqueue dead letters again; the ids that were.

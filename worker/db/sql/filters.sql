@@ -52,16 +52,61 @@ select clock_timestamp();
 -- A look at a table of any size ends by itself.
 select set_config('statement_timeout', %s, true);
 
--- name: count_filtered
--- Messages that are selected, by queue, with those that run or without, the oldest of each, and how many run.
-select m.queue::text as queue, count(*) filter (where %(running)s or m.state <> 'running') as count,
-  min(m.created_at) filter (where %(running)s or m.state <> 'running') as oldest,
-  count(*) filter (where m.state = 'running') as running
-from packhorse.message_queue m where m.id <= %(last)s and {filter} group by m.queue order by 2 desc, 1;
+-- name: tally_live
+-- Where live messages are counted.
+packhorse.message_queue
+
+-- name: tally_live_taken
+-- Those that an act takes: also running ones, or not.
+(%(running)s or m.state <> 'running')
+
+-- name: tally_live_runs
+-- Those that run.
+m.state = 'running'
+
+-- name: tally_dead
+-- Where dead letters are counted.
+packhorse.dead_letters
+
+-- name: tally_dead_taken
+-- An act takes each of them.
+true
+
+-- name: tally_dead_runs
+-- None of them runs.
+false
+
+-- name: tally
+-- What is selected, by queue: how many are taken, the oldest of those, and how many run.
+select m.queue::text as queue, count(*) filter (where {taken}) as count,
+  min(m.created_at) filter (where {taken}) as oldest, count(*) filter (where {runs}) as running
+from {source} m where {within} and {filter} group by m.queue;
+
+-- name: tally_step
+-- The same of the next so many rows after an id, whatever the filter says, and how many rows those were.
+select m.queue::text as queue, count(*) filter (where m.is_selected and {taken}) as count,
+  min(m.created_at) filter (where m.is_selected and {taken}) as oldest,
+  count(*) filter (where m.is_selected and {runs}) as running, count(*) as looked, max(m.id) as last_id
+from (select m.*, ({filter}) as is_selected from {source} m where m.id > %(after)s and {within}
+  order by m.id limit %(step)s) m
+group by m.queue;
+
+-- name: tally_within_live
+-- Messages that were there when the count was made.
+m.id <= %(last)s::bigint
+
+-- name: tally_within_dead
+-- Dead letters are bounded by when they died, which is a part of their selection.
+true
+
+-- name: bound_statements
+-- The next statements of this transaction end after so long; what held for them before.
+select current_setting('statement_timeout'), set_config('statement_timeout', %s, true);
 
 -- name: page_of_filtered
--- The next ids of a selection after a given one, oldest first.
-select m.id from packhorse.message_queue m where m.id > %(after)s and m.id <= %(last)s and {filter}
+-- The next ids of a selection after a given one, oldest first, with those that run or without.
+select m.id from packhorse.message_queue m
+where m.id > %(after)s and m.id <= %(last)s and (%(running)s or m.state <> 'running') and {filter}
 order by m.id limit %(limit)s;
 
 -- name: lock_filtered

@@ -4,13 +4,14 @@ in the background (SPEC Q4).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.errors import InvalidArgument
 from packhorse.worker.ops import where
+from packhorse.worker.ops.amounts import Amount, confirmed
 from packhorse.worker.ops.messages import with_settings
 from packhorse.worker.ops.payloads import difference, read_object
 from packhorse.worker.ops.redrive import redrive
@@ -19,16 +20,28 @@ from packhorse.worker.store.dead_letters import Selection
 from packhorse.worker.store.filters import DEAD
 from packhorse.worker.store.json_text import to_json
 from packhorse.worker.web.access import Role
-from packhorse.worker.web.acts.messages import FRESH, ID, ChangedByNobodyElse, pretty_text
-from packhorse.worker.web.forms import ActForm, FormField, LongWork, Place, Preview, Submission, confirmed
+from packhorse.worker.web.acts.messages import (
+    FRESH,
+    ID,
+    SHOWN,
+    ChangedByNobodyElse,
+    exact_seconds,
+    kept_of,
+    not_begun,
+    pretty_text,
+    shown_in,
+)
+from packhorse.worker.web.forms import ActForm, FormField, LongWork, Place, Preview, Report, Submission
 
 #: A purge works in batches of so many.
 PAGE = 500
+#: An act counts all before it begins, in the background, and has so long for it.
+COUNT_SECONDS = 55.0
 FINGERPRINT = FormField("fingerprint", "Cause", target=True)
 WHERE = FormField(
     "where", "Filter", "filter", hint="Of dead letters: queue=mail error=Timeout* age<2h", target=True
 )
-DEAD_BY = (FormField("dead_by", "", "moment", target=True), FormField("total", "", "integer", target=True))
+DEAD_BY = (FormField("dead_by", "", "moment", target=True), *SHOWN)
 SETTINGS = FormField(
     "settings",
     "First set in each payload",
@@ -99,21 +112,27 @@ def _redrive_words(given: Submission) -> list[str]:
     return words
 
 
-def _counted(connection: DeadlineConnection, given: Submission) -> tuple[int, datetime, Selection]:
+def _counted(connection: DeadlineConnection, given: Submission) -> tuple[Amount, datetime, Selection]:
     selection = _selection(given)
-    total, dead_by = dead_letters.count(connection, selection)
-    return total, dead_by, selection
+    found, dead_by = dead_letters.count(connection, selection, exact_seconds=exact_seconds(given))
+    return Amount.of(found).up_to(given["limit"]), dead_by, selection
+
+
+def _kept(amount: Amount, dead_by: datetime) -> dict[str, str]:
+    return {"dead_by": dead_by.isoformat(), **kept_of(amount)}
 
 
 def _redrive_preview(connection: DeadlineConnection, given: Submission) -> Preview:
-    total, dead_by, selection = _counted(connection, given)
-    many = min(total, given["limit"] or total)
+    amount, dead_by, selection = _counted(connection, given)
+    many = amount.number
     lines: list[str] = []
     warnings = ["Their steps are forgotten: what they have done is done again."] * bool(
-        given["fresh"] and total
+        given["fresh"] and many
     )
     first = (
-        next(dead_letters.pages(connection, selection, dead_by, 1), []) if given["settings"] and total else []
+        next(dead_letters.pages(connection, selection, dead_by, 1), [])
+        if given["settings"] and amount.counted
+        else []
     )
     if first:  # the difference shows a part of its payload: a look, which is recorded
         acts.reveal(connection, first[0], given.operator, given.reason or "preview of a redrive")
@@ -121,18 +140,24 @@ def _redrive_preview(connection: DeadlineConnection, given: Submission) -> Previ
         lines = difference(before, with_settings(before, given["settings"]), context=0)
         warnings += [f"The difference is that of dead letter {first[0]}, the first of them."]
         warnings += ["It has this value already."] * (not lines)
-    said = f"{many:,} dead letter{'s' if many != 1 else ''} would be enqueued again, oldest first"
+    said = f"{_sentence(amount)} would be enqueued again, oldest first"
     if given["rate"] and many:
         said += f", in about {max(1, round(many / given['rate'])):,} s"
-    return Preview(
-        f"{said}.", tuple(lines), tuple(warnings), many, {"dead_by": dead_by.isoformat(), "total": str(many)}
-    )
+    return Preview(f"{said}.", tuple(lines), tuple(warnings), many, _kept(amount, dead_by), not amount.is_all)
+
+
+def _sentence(amount: Amount) -> str:
+    said = amount.said("dead letter")
+    return said if amount.is_all else f"{said[0].upper()}{said[1:]}:"
 
 
 def _redrive(connection: DeadlineConnection, given: Submission) -> LongWork:
-    selection, dead_by, total = _confirmed(connection, given)
+    selection, dead_by, shown = _confirmed(connection, given)
 
-    def run(connection: DeadlineConnection, report: Callable[[int], Any], stop: Any) -> tuple[str, bool]:
+    def run(connection: DeadlineConnection, report: Report, stop: Any) -> tuple[str, bool]:
+        total = _begun(connection, selection, dead_by, given["limit"], report)
+        if total > shown.most:
+            return not_begun(shown, shown.most), False
         found = redrive(
             connection,
             selection,
@@ -159,16 +184,27 @@ def _redrive(connection: DeadlineConnection, given: Submission) -> LongWork:
             found.ended == "finished",
         )
 
-    return LongWork(f"Redrive {' '.join(_named(given)[1:])}", total, run, at_selection(given))
+    return LongWork(f"Redrive {' '.join(_named(given)[1:])}", max(1, shown.number), run, at_selection(given))
 
 
-def _confirmed(connection: DeadlineConnection, given: Submission) -> tuple[Selection, datetime, int]:
-    """What the act works on, those that are dead until then, and how many they are by now. Raises
+def _confirmed(connection: DeadlineConnection, given: Submission) -> tuple[Selection, datetime, Amount]:
+    """What the act works on, those that are dead until then, and how many were shown. Raises
     InvalidArgument.
     """
-    selection, dead_by = _selection(given), _shown_until(given)
-    total, _ = dead_letters.count(connection, selection, dead_by)
-    return selection, dead_by, confirmed(given["total"], min(total, given["limit"] or total))
+    selection, dead_by, shown = _selection(given), _shown_until(given), shown_in(given)
+    found, _ = dead_letters.count(connection, selection, dead_by)
+    confirmed(shown, Amount.of(found).up_to(given["limit"]))
+    return selection, dead_by, shown
+
+
+def _begun(
+    connection: DeadlineConnection, selection: Selection, dead_by: datetime, limit: int | None, report: Report
+) -> int:
+    """How many the act is about, all of them counted."""
+    found, _ = dead_letters.count(connection, selection, dead_by, COUNT_SECONDS)
+    total = Amount.of(found).up_to(limit).number
+    report.begins(total)
+    return total
 
 
 def _shown_until(given: Submission) -> datetime:
@@ -182,16 +218,21 @@ def _shown_until(given: Submission) -> datetime:
 
 
 def _purge_preview(connection: DeadlineConnection, given: Submission) -> Preview:
-    total, dead_by, _ = _counted(connection, given)
-    said = f"{total:,} dead letter{'s' if total != 1 else ''} would be deleted for good."
-    warnings = ("Nothing brings them back. `packhorse dead-letter export` keeps a copy.",) * bool(total)
-    return Preview(said, (), warnings, total, {"dead_by": dead_by.isoformat(), "total": str(total)})
+    amount, dead_by, _ = _counted(connection, given)
+    warnings = ("Nothing brings them back. `packhorse dead-letter export` keeps a copy.",) * bool(
+        amount.number
+    )
+    said = f"{_sentence(amount)} would be deleted for good."
+    return Preview(said, (), warnings, amount.number, _kept(amount, dead_by), not amount.is_all)
 
 
 def _purge(connection: DeadlineConnection, given: Submission) -> LongWork:
-    selection, dead_by, total = _confirmed(connection, given)
+    selection, dead_by, shown = _confirmed(connection, given)
 
-    def run(connection: DeadlineConnection, report: Callable[[int], Any], stop: Any) -> tuple[str, bool]:
+    def run(connection: DeadlineConnection, report: Report, stop: Any) -> tuple[str, bool]:
+        total = _begun(connection, selection, dead_by, None, report)
+        if total > shown.most:
+            return not_begun(shown, shown.most), False
         gone = 0
         for page in dead_letters.pages(connection, selection, dead_by, PAGE):
             if stop.is_set():
@@ -200,7 +241,7 @@ def _purge(connection: DeadlineConnection, given: Submission) -> LongWork:
             report(len(page))
         return f"{gone:,} of {total:,} are deleted.", True
 
-    return LongWork(f"Purge {' '.join(_named(given)[1:])}", total, run, at_selection(given))
+    return LongWork(f"Purge {' '.join(_named(given)[1:])}", max(1, shown.number), run, at_selection(given))
 
 
 def _redrive_one(connection: DeadlineConnection, given: Submission) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.errors import InvalidArgument, NotFound, StoreRejected
 from packhorse.worker.ops import messages, where
+from packhorse.worker.ops.amounts import Amount, confirmed
 from packhorse.worker.ops.messages import DONE, NEVER, Act, Edit
 from packhorse.worker.ops.payloads import CHANGED_MEANWHILE, difference, read_object
 from packhorse.worker.records import Row
@@ -17,10 +18,10 @@ from packhorse.worker.store import acts, operations
 from packhorse.worker.store.json_text import to_json
 from packhorse.worker.store.rows import decoded
 from packhorse.worker.web.access import Role
-from packhorse.worker.web.forms import ActForm, FormField, LongWork, Place, Preview, Submission, confirmed
+from packhorse.worker.web.forms import ActForm, FormField, LongWork, Place, Preview, Report, Submission
 
-#: What counts for a preview ends then, as every question of the page.
-LOOK_SECONDS = 1.0
+#: Who asks for a whole count waits so long, as for every question of the page.
+WHOLE_COUNT_SECONDS = 1.0
 ID = FormField("id", "Message", "integer", required=True, target=True)
 WHERE = FormField(
     "where",
@@ -38,11 +39,9 @@ LEVEL = FormField(
     "priority", "Priority", "integer", required=True, hint="1 (first) to 10 (last)", least=1, most=10
 )
 FRESH = FormField("fresh", "Forget its steps: everything is done again", "flag")
-KEPT = (
-    FormField("at", "", "moment", target=True),
-    FormField("last", "", "integer", target=True),
-    FormField("total", "", "integer", target=True),
-)
+#: How many a preview has shown.
+SHOWN = (FormField("total", "", "integer", target=True), FormField("estimate", "", "integer", target=True))
+KEPT = (FormField("at", "", "moment", target=True), FormField("last", "", "integer", target=True), *SHOWN)
 
 #: What is said of a message by the word of the verb.
 _TOLD = {
@@ -121,13 +120,39 @@ def _one(verb: str) -> Callable[[DeadlineConnection, Submission], str]:
     return run
 
 
+def exact_seconds(given: Submission) -> float | None:
+    """Has the visitor asked for a whole count?"""
+    return WHOLE_COUNT_SECONDS if given.text("step") == "count" else None
+
+
+def kept_of(amount: Amount) -> dict[str, str]:
+    """SHOWN, as the form brings it back."""
+    return {"total": str(amount.counted), "estimate": "" if amount.estimate is None else str(amount.estimate)}
+
+
+def shown_in(given: Submission) -> Amount:
+    """What the preview has shown. The form brings it, and could bring any."""
+    return Amount(given["total"] or 0, given["estimate"])
+
+
+def not_begun(amount: Amount, most: int) -> str:
+    """How an act ends that found more than was agreed to."""
+    return f"Nothing is done: more than {most:,} match, and {amount.number:,} were shown. Count all, and look again."
+
+
 def _count(verb: str) -> Callable[[DeadlineConnection, Submission], Preview]:
     def preview(connection: DeadlineConnection, given: Submission) -> Preview:
         parameters_of(verb, given)
-        counted = messages.count(connection, _filter(given), verb, seconds=LOOK_SECONDS)
-        warnings = [f"{counted.running} of them run."] * bool(counted.running and verb == "cancel")
-        kept = {"at": counted.at.isoformat(), "last": str(counted.last), "total": str(counted.total)}
-        return Preview(messages.sentence(counted), (), tuple(warnings), counted.total, kept)
+        counted = messages.count(connection, _filter(given), verb, exact_seconds=exact_seconds(given))
+        warnings = [f"{counted.running:,} of them run."] * bool(counted.running and verb == "cancel")
+        return Preview(
+            messages.sentence(counted),
+            (),
+            tuple(warnings),
+            counted.amount.number,
+            {"at": counted.at.isoformat(), "last": str(counted.last), **kept_of(counted.amount)},
+            not counted.amount.is_all,
+        )
 
     return preview
 
@@ -151,11 +176,23 @@ def _many(verb: str, title: str) -> Callable[[DeadlineConnection, Submission], L
             raise InvalidArgument(
                 "where: count them first", field="where", hint="The preview says how many there are"
             )
-        counted = messages.count(connection, wanted, verb, (given["at"], given["last"]), LOOK_SECONDS)
-        confirmed(given["total"], counted.total)
+        shown = shown_in(given)
+        counted = messages.count(connection, wanted, verb, (given["at"], given["last"]))
+        confirmed(shown, counted.amount)
 
-        def run(connection: DeadlineConnection, report: Callable[[int], Any], stop: Any) -> tuple[str, bool]:
-            found = messages.apply(connection, counted, act, report=report, stop=stop, batch=100)
+        def run(connection: DeadlineConnection, report: Report, stop: Any) -> tuple[str, bool]:
+            found = messages.apply(
+                connection,
+                counted,
+                act,
+                most=shown.most,
+                begins=report.begins,
+                report=report,
+                stop=stop,
+                batch=100,
+            )
+            if found.ended == "more":
+                return not_begun(shown, shown.most), False
             others = [
                 f"{many:,} {word}" for word, many in sorted(found.answers.items()) if word not in DONE[verb]
             ]
@@ -164,12 +201,15 @@ def _many(verb: str, title: str) -> Callable[[DeadlineConnection, Submission], L
             ] * bool(found.left)
             stopped = ", then it was stopped" if found.ended == "interrupted" else ""
             return (
-                f"Done with {found.done(verb):,} of {counted.total:,}{stopped}{''.join(f'; {text}' for text in more)}.",
+                f"Done with {found.done(verb):,} of {found.matched:,}{stopped}{''.join(f'; {text}' for text in more)}.",
                 found.ended == "finished",
             )
 
         return LongWork(
-            f"{title} {given['where']}", counted.total, run, ("/messages", {"where": given["where"]})
+            f"{title} {given['where']}",
+            max(1, counted.amount.number),
+            run,
+            ("/messages", {"where": given["where"]}),
         )
 
     return begin
