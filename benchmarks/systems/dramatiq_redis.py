@@ -24,7 +24,7 @@ import uvloop
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.middleware.asyncio import AsyncIO
 
-from benchmarks.harness.handler import at_once, chosen_coroutine, chosen_handler
+from benchmarks.harness.handler import AT_ONCE, chosen_coroutine, chosen_handler
 from benchmarks.harness.payload import payload
 from benchmarks.harness.processes import Workers, python_child
 from benchmarks.systems.base import (
@@ -48,6 +48,25 @@ MESSAGES_KEY = f"dramatiq:{QUEUE}.msgs"
 """The hash that holds a message until it is acknowledged."""
 PREFETCH = 1000
 MOST_THREADS = int(os.environ.get("DRAMATIQ_THREADS") or 2_000)
+
+
+def worker_threads(variables: Mapping[str, str]) -> int:
+    """Of a worker with these environment variables."""
+    return min(int(variables.get(AT_ONCE) or THREADS), MOST_THREADS)
+
+
+def prefetch(variables: Mapping[str, str]) -> int:
+    """Of such a worker."""
+    return max(PREFETCH, 2 * worker_threads(variables))
+
+
+def environment(url: str, variables: Mapping[str, str]) -> dict[str, str]:
+    """Of a worker, with these variables. dramatiq reads the prefetch when it is imported."""
+    return {
+        "REDIS_URL": url,
+        "dramatiq_queue_prefetch": str(prefetch({**os.environ, **variables})),
+        **variables,
+    }
 
 
 def declare(url: str) -> tuple[RedisBroker, dramatiq.Actor[..., None]]:
@@ -111,7 +130,7 @@ class Adapter:
         self, processes: int, *, hold: bool = False, variant: str = "", env: Mapping[str, str] | None = None
     ) -> Workers:
         """Start the processes; with `hold` each stops again after its warm-up until `load`."""
-        variables = {"REDIS_URL": self.server.url, **(env or {})}
+        variables = environment(self.server.url, env or {})
         children = [python_child(MODULE, "worker", env=variables) for _ in range(processes)]
         workers = Workers(children, processes)
         self._held = hold
@@ -171,12 +190,15 @@ class Adapter:
 
 
 def booted_worker(url: str) -> dramatiq.Worker:
-    """A Worker that can be started, on a broker of its own, booted as dramatiq's command boots it."""
+    """A Worker that can be started, on a broker of its own, booted as dramatiq's command boots it. Raises
+    RuntimeError when it has another prefetch than it is said to have.
+    """
     broker, _actor = declare(url)
     broker.emit_after("process_boot")
-    threads = min(at_once(THREADS), MOST_THREADS)
-    os.environ["dramatiq_queue_prefetch"] = str(max(PREFETCH, 2 * threads))  # noqa: SIM112 (dramatiq's own spelling)
-    return dramatiq.Worker(broker, worker_threads=threads)
+    worker = dramatiq.Worker(broker, worker_threads=worker_threads(os.environ))
+    if worker.queue_prefetch != prefetch(os.environ):
+        raise RuntimeError(f"the prefetch is {worker.queue_prefetch}, not {prefetch(os.environ)}")
+    return worker
 
 
 def work(url: str) -> None:
