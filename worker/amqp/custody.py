@@ -5,7 +5,8 @@ attempt is confirmed; its dead letter is committed. A message of a conversation 
 its attempts, and the later ones of its conversation behind it: that is the order. Others wait on the
 broker.
 
-outcomes.py decides, ledger.py writes to Postgres, places.py gives to the pools.
+outcomes.py decides, unacknowledged.py answers to RabbitMQ, ledger.py writes to Postgres, places.py gives to
+the pools.
 """
 
 from __future__ import annotations
@@ -20,14 +21,15 @@ from itertools import count
 from typing import Any
 
 from packhorse.worker.amqp.acks import Acks
-from packhorse.worker.amqp.deliveries import Delivery, DoneIds, Lines
+from packhorse.worker.amqp.deliveries import Delivery, DoneIds
 from packhorse.worker.amqp.envelope import RelayedMessage
 from packhorse.worker.amqp.ledger import Ledger
 from packhorse.worker.amqp.loop import BrokerLoop
 from packhorse.worker.amqp.outcomes import Ending, QueuePolicy, attempts_allowed, ending_of, with_entry
 from packhorse.worker.amqp.places import Places
 from packhorse.worker.amqp.resting import Resting
-from packhorse.worker.amqp.topology import delay_address, next_delay
+from packhorse.worker.amqp.topology import next_delay
+from packhorse.worker.amqp.unacknowledged import Unacknowledged
 from packhorse.worker.attempt.messages import ClaimedMessage, Outcome
 from packhorse.worker.attempt.stages import AttemptStage
 from packhorse.worker.errors import LeaseInterrupt, UndecodableMessage
@@ -39,7 +41,6 @@ from packhorse.worker.store.forwarded import ForwardedNote
 
 logger = logging.getLogger("packhorse.amqp")
 
-AGAIN_SECONDS = 1.0
 UNKNOWN_TYPE_SECONDS = 30.0
 #: With something in flight: finished messages are collected at least this often.
 LINGER_SECONDS = 0.005
@@ -50,7 +51,6 @@ ATTEMPT_BITS = 20
 class Custody:
     """Used by the consumer's thread, but for what says so. wake: a turn of that thread, from any thread.
     retries_of: what a message and its actor say of retries. policies: by queue; replaced by the ledger.
-    loop, acks: of the connection, None without one. closed: begin nothing more.
     """
 
     def __init__(
@@ -74,14 +74,11 @@ class Custody:
         self._unknown_type_seconds = unknown_type_seconds
         self.policies: dict[str, QueuePolicy] = {}
         self.resting = Resting(self._runs)
-        self.loop: BrokerLoop | None = None
-        self.acks: Acks | None = None
+        self._unacknowledged = Unacknowledged(self._is_first, self._begin, self._soon)
         self.finished: deque[ClaimedMessage] = deque()  # filled by the pools
         self._noted: deque[tuple[Delivery, ForwardedNote]] = deque()  # filled by the ledger
         self._buried: deque[tuple[Delivery, RelayedMessage | None]] = deque()  # filled by the ledger
         self._deliveries: dict[int, Delivery] = {}  # by lease token, of the messages that the pools have
-        self._unsettled: dict[int, Delivery] = {}  # by tag, of this connection
-        self._lines = Lines()
         self._done_ids = DoneIds()
         self._tokens = count(1)
         self._unknown: set[str] = set()  # types of which it was said
@@ -91,15 +88,13 @@ class Custody:
 
     # -- connections ---------------------------------------------------------------------------------
     def opened(self, loop: BrokerLoop, acks: Acks) -> None:
-        self.loop, self.acks = loop, acks
+        self._unacknowledged.opened(loop, acks)
         self._is_soon = self._lingers = False
 
     def lost(self, slot_of: Callable[[ClaimedMessage], Slot | None]) -> None:
         """The connection is gone, whoever closed it: others get what was here. What has not begun is
         dropped, what runs is interrupted. slot_of: where a message runs.
         """
-        self.loop = self.acks = None
-        self._unsettled.clear()
         for message in self._take_back():
             self.in_flight.ended(message, Ended.RELEASED)
         for delivery in self._deliveries.values():
@@ -109,7 +104,7 @@ class Custody:
                 slot = slot_of(running)
                 if slot is not None:
                     slot.interrupt(running, LeaseInterrupt)
-        self._lines.keep({delivery.line for delivery in self._deliveries.values()})
+        self._unacknowledged.lost({delivery.line for delivery in self._deliveries.values()})
 
     def _take_back(self) -> list[ClaimedMessage]:
         taken = self.places.take_back()
@@ -123,11 +118,7 @@ class Custody:
         """
         for message in self._take_back():
             self.in_flight.ended(message, Ended.RELEASED)
-        busy = {id(delivery) for delivery in self._deliveries.values()}
-        for tag, delivery in sorted(self._unsettled.items()):
-            if self.acks is not None and not (delivery.keyed or delivery.settling or id(delivery) in busy):
-                del self._unsettled[tag]
-                self.acks.give_back(tag)
+        self._unacknowledged.give_back_all({id(delivery) for delivery in self._deliveries.values()})
 
     @property
     def running(self) -> int:
@@ -137,18 +128,15 @@ class Custody:
     @property
     def idle(self) -> bool:
         """Nothing runs, and nothing is being written."""
-        settling = any(delivery.settling for delivery in self._unsettled.values())
-        return not (self.places.given or self.finished or settling)
+        return not (self.places.given or self.finished or self._unacknowledged.settling)
 
     def arrived(self, delivery: Delivery, again: bool) -> None:
-        self._unsettled[delivery.tag] = delivery
-        if self.acks is not None:
-            self.acks.delivered(delivery.tag)
+        is_first = self._unacknowledged.arrived(delivery)
         message_id = delivery.id
         if again and message_id is not None:
             delivery.awaits_note = True
             self._ledger.ask(message_id, partial(self._on_note, delivery))
-        if self._lines.enter(delivery):
+        if is_first:
             self._is_first(delivery)
         self._soon()
 
@@ -162,10 +150,6 @@ class Custody:
         if not delivery.awaits_note:
             self._begin(delivery)
 
-    def _is_held(self, delivery: Delivery) -> bool:
-        """Has this connection brought it, and is it not settled?"""
-        return self._unsettled.get(delivery.tag) is delivery
-
     def _runs(self, delivery: Delivery) -> bool:
         """Has a pool its message, or is it to get it?"""
         message = delivery.message
@@ -173,15 +157,15 @@ class Custody:
 
     def _begin(self, delivery: Delivery) -> None:
         """The first of its line: run it, or let it wait, or end it without running it."""
-        if not self._is_held(delivery) or self.places.closed:
+        if not self._unacknowledged.holds(delivery) or self.places.closed:
             return
         if delivery.id in self._done_ids or (delivery.note is not None and delivery.note.is_over):
             logger.info("message_repeated message_id=%s queue=%s: it is done", delivery.id, delivery.queue)
-            self._settle(delivery)
+            self._unacknowledged.settle(delivery)
             return
         wait = delivery.wait_seconds or self.resting.wait_seconds(delivery)
         if wait > 0 and not delivery.gave_up:
-            self._postpone(delivery, wait)
+            self._unacknowledged.postpone(delivery, wait)
             return
         now = time.monotonic()
         try:
@@ -230,7 +214,7 @@ class Custody:
                 delivery.queue,
             )
         self.in_flight.ended(message, Ended.RELEASED)
-        self._postpone(delivery, UNKNOWN_TYPE_SECONDS)
+        self._unacknowledged.postpone(delivery, UNKNOWN_TYPE_SECONDS)
 
     def _give_up(
         self, delivery: Delivery, message: RelayedMessage, reason: str, error_class: str | None, text: str
@@ -251,39 +235,6 @@ class Custody:
     def _policy(self, delivery: Delivery) -> QueuePolicy:
         return self.policies.get(delivery.queue) or QueuePolicy()
 
-    # -- waiting -------------------------------------------------------------------------------------
-    def _postpone(self, delivery: Delivery, seconds: float) -> None:
-        """Where it is, when it has a conversation or not long to wait; else on the broker."""
-        step = None if delivery.keyed else next_delay(seconds)
-        if step is None:
-            if self.loop is not None:
-                self.loop.ioloop.call_later(seconds, partial(self._waited, delivery))
-            return
-        delivery.wait_from_now(seconds - step)
-        self._send(delivery, delay_address(step, delivery.queue))
-
-    def _waited(self, delivery: Delivery) -> None:
-        delivery.waited()
-        self._begin(delivery)
-        self._soon()
-
-    def _send(self, delivery: Delivery, address: tuple[str, str]) -> None:
-        """It goes on as a message of its own: once that is with the broker, this delivery is done."""
-        delivery.settling = True
-
-        def on_confirm(good: bool) -> None:
-            if good:
-                self._settle(delivery)
-                self._soon()
-            elif self.loop is not None:
-                logger.warning(
-                    "amqp_refused message_id=%s address=%s: tried again", delivery.id, ":".join(address)
-                )
-                self.loop.ioloop.call_later(AGAIN_SECONDS, partial(self._send, delivery, address))
-
-        if self.loop is not None and self._is_held(delivery):
-            self.loop.publish(address, delivery.body, delivery.properties, on_confirm)
-
     # -- what ends -----------------------------------------------------------------------------------
     def collect(self) -> None:
         """What the ledger and the pools have left here."""
@@ -298,19 +249,18 @@ class Custody:
 
     def _soon(self) -> None:
         """A turn's second half, once for all that arrives together."""
-        if not self._is_soon and self.loop is not None:
+        if not self._is_soon:
             self._is_soon = True
-            self.loop.ioloop.call_later(0, self.follow)
+            self._unacknowledged.call_later(0, self.follow)
 
     def follow(self) -> None:
         """Give to the pools, acknowledge."""
         self._is_soon = False
         self.places.feed()
-        if self.acks is not None:
-            self.acks.flush()
-        if not self._lingers and self.places.given and self.loop is not None:
+        self._unacknowledged.flush()
+        if not self._lingers and self.places.given:
             self._lingers = True
-            self.loop.ioloop.call_later(LINGER_SECONDS, self._linger)
+            self._unacknowledged.call_later(LINGER_SECONDS, self._linger)
 
     def _linger(self) -> None:
         self._lingers = False
@@ -325,7 +275,7 @@ class Custody:
             message = self.finished.popleft()
             self.places.finished(message)
             delivery = self._deliveries.pop(message.lease_token)
-            if not self._is_held(delivery):
+            if not self._unacknowledged.holds(delivery):
                 self._ended_elsewhere(delivery, message)
             elif message.outcome is None and not message.failed:
                 self.average_seconds += 0.05 * (message.ran_seconds - self.average_seconds)
@@ -341,7 +291,7 @@ class Custody:
                 self._hooks.before_ending(message)
         for delivery in deliveries:
             self._done_ids.add(delivery.id)
-            self._settle(delivery)
+            self._unacknowledged.settle(delivery)
         if done:
             self.in_flight.done(done)
         if self._hooks.after_ack:
@@ -354,7 +304,7 @@ class Custody:
             self._done_ids.add(delivery.id)
             self._ledger.note_done([message.id])
         self.in_flight.ended(message, Ended.LOST)
-        self._next(delivery)
+        self._unacknowledged.leave(delivery)
 
     def _ended(self, delivery: Delivery, message: ClaimedMessage) -> None:
         ending = ending_of(message, self._policy(delivery))
@@ -373,12 +323,9 @@ class Custody:
         self._hooks.after_ending(message)
         if ended is not Ended.RELEASED:
             self._done_ids.add(delivery.id)
-            self._settle(delivery)
-        elif not delivery.keyed and self.acks is not None:
-            self._unsettled.pop(delivery.tag, None)
-            self.acks.give_back(delivery.tag)
-            self._next(delivery)
-        # one of a conversation goes back with the connection: those behind it must not go before it
+            self._unacknowledged.settle(delivery)
+        else:
+            self._unacknowledged.give_back(delivery)
 
     def _again(self, delivery: Delivery, message: RelayedMessage, ending: Ending) -> None:
         """Another attempt."""
@@ -396,11 +343,11 @@ class Custody:
         message._exception = None
         if delivery.keyed:
             self._ledger.note_attempt(message.id, ending.attempt - 1, wait, history)
-            self._postpone(delivery, wait)
+            self._unacknowledged.postpone(delivery, wait)
         elif next_delay(wait) is None:
-            self._send(delivery, ("", delivery.queue))
+            self._unacknowledged.send(delivery, ("", delivery.queue))
         else:
-            self._postpone(delivery, wait)
+            self._unacknowledged.postpone(delivery, wait)
 
     def _bury(self, delivery: Delivery, message: RelayedMessage, reason: str) -> None:
         delivery.settling = True
@@ -426,20 +373,8 @@ class Custody:
             self.in_flight.ended(message, Ended.DEAD)
             self._hooks.after_ending(message)
             message._exception = None
-        if self._is_held(delivery):
-            self._settle(delivery)
-
-    def _settle(self, delivery: Delivery) -> None:
-        """What became of it is safe."""
-        self._unsettled.pop(delivery.tag, None)
-        if self.acks is not None:
-            self.acks.done(delivery.tag)
-        self._next(delivery)
-
-    def _next(self, delivery: Delivery) -> None:
-        following = self._lines.next(delivery)
-        if following is not None:
-            self._is_first(following)
+        if self._unacknowledged.holds(delivery):
+            self._unacknowledged.settle(delivery)
 
 
 def _relayed(message: ClaimedMessage) -> RelayedMessage:
