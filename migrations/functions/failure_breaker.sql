@@ -57,6 +57,37 @@ $$;
 comment on function packhorse.count_failure(text, integer, text, text, bigint, text) is
   'Used by rest_after_failure: count a failure of a scope; after so many in a row it is parked.';
 
+create or replace function packhorse.count_failures(
+  p_id bigint, p_type text, p_queue text, p_error_class text, p_error_message text, p_frame text,
+  p_actor_limit integer, p_queue_limit integer, out rests boolean, out parked boolean, out reason text
+)
+language plpgsql as $$
+-- Message p_id has failed, and its actor or its queue has a failure breaker; as count_failure, for both. The
+-- cause: for an actor the fingerprint that groups its dead letters; for a queue class and text, whatever the
+-- type.
+declare
+  v_found record;
+begin
+  reason := format('%s: %s', p_error_class, left(p_error_message, 300));
+  rests := false;
+  parked := false;
+  if p_actor_limit is not null then
+    select * into v_found from packhorse.count_failure('actor:' || p_type, p_actor_limit, p_type,
+      packhorse.error_fingerprint(p_type, p_error_class, p_error_message, p_frame), p_id, reason);
+    rests := v_found.rests;
+    parked := v_found.parked;
+  end if;
+  if p_queue_limit is not null then
+    select * into v_found from packhorse.count_failure('queue:' || p_queue, p_queue_limit, p_type,
+      packhorse.error_fingerprint('', p_error_class, p_error_message, null), p_id, reason);
+    rests := rests or v_found.rests;
+    parked := parked or v_found.parked;
+  end if;
+end
+$$;
+comment on function packhorse.count_failures(bigint, text, text, text, text, text, integer, integer) is
+  'Used by rest_after_failure and count_forwarded_failure: count a failure of an actor and of its queue.';
+
 create or replace function packhorse.rest_after_failure(
   p_id bigint, p_token bigint, p_error_class text, p_error_message text, p_frame text, p_actor_limit integer,
   p_queue_limit integer
@@ -64,33 +95,20 @@ create or replace function packhorse.rest_after_failure(
 language plpgsql as $$
 -- An attempt of this running message failed, and its actor or its queue has a failure breaker. Null: it fails
 -- as usual. Else it went back without an attempt spent: parked (this failure parked a scope), snooze, or
--- lost. The cause: for an actor the fingerprint that groups its dead letters; for a queue class and text,
--- whatever the type.
+-- lost.
 declare
   v_type text;
   v_queue text;
-  v_reason constant text := format('%s: %s', p_error_class, left(p_error_message, 300));
-  v_actor record;
-  v_all record;
+  v_counted record;
 begin
   select m.message_type, m.queue into v_type, v_queue from packhorse.message_queue m
   where m.id = p_id and m.lease_token = p_token and m.state = 'running';
-  if p_actor_limit is not null then
-    select * into v_actor from packhorse.count_failure('actor:' || v_type, p_actor_limit, v_type,
-      packhorse.error_fingerprint(v_type, p_error_class, p_error_message, p_frame), p_id, v_reason);
-  else
-    select false as rests, false as parked into v_actor;
-  end if;
-  if p_queue_limit is not null then
-    select * into v_all from packhorse.count_failure('queue:' || v_queue, p_queue_limit, v_type,
-      packhorse.error_fingerprint('', p_error_class, p_error_message, null), p_id, v_reason);
-  else
-    select false as rests, false as parked into v_all;
-  end if;
-  if not (v_actor.rests or v_all.rests) then
+  select * into v_counted from packhorse.count_failures(p_id, v_type, v_queue, p_error_class, p_error_message,
+    p_frame, p_actor_limit, p_queue_limit);
+  if not v_counted.rests then
     return null;
   end if;
-  return packhorse.rest_message(p_id, p_token, interval '0', v_reason, v_actor.parked or v_all.parked);
+  return packhorse.rest_message(p_id, p_token, interval '0', v_counted.reason, v_counted.parked);
 end
 $$;
 comment on function packhorse.rest_after_failure(bigint, bigint, text, text, text, integer, integer)

@@ -139,3 +139,43 @@ end
 $$;
 comment on function packhorse.park_forwarded_scope(bigint, text, interval, text, text) is
   'By workers on RabbitMQ: a scope rests for some time; the scope when it did not already.';
+
+create or replace function packhorse.count_forwarded_failure(
+  p_id bigint, p_type text, p_queue text, p_error_class text, p_error_message text,
+  p_frame text default null, p_probes text[] default '{}', out outcome text,
+  out wait_seconds double precision
+)
+language plpgsql set lock_timeout = '500ms' as $$
+-- An attempt of a relayed message failed: rest_after_failure, without a row. outcome null: it fails as usual;
+-- else no attempt is spent, and it waits for wait_seconds: parked (this failure parked a scope) or snooze.
+-- p_probes: scopes of which it was the probe of its process; where those of several fail, the first parks.
+declare
+  v_limits record;
+  v_counted record;
+begin
+  select p.failure_breaker as actor, q.failure_breaker as queue into v_limits
+  from packhorse.failure_policy(p_type, '{}') p left join packhorse.queues q on q.name = p_queue;
+  update packhorse.scopes s set probe_id = p_id, probe_at = clock_timestamp()
+  where s.name = any (p_probes) and s.next_park is not null and s.probe_id is null
+    and s.parked_until <= clock_timestamp();
+  select * into v_counted from packhorse.count_failures(p_id, p_type, p_queue, p_error_class, p_error_message,
+    p_frame, v_limits.actor, v_limits.queue);
+  if v_counted.rests then
+    outcome := case when v_counted.parked then 'parked' else 'snooze' end;
+    select coalesce(greatest(max(extract(epoch from s.parked_until - clock_timestamp())::float8), 1), 1)
+    into wait_seconds from packhorse.scopes s
+    where s.name in ('actor:' || p_type, 'queue:' || p_queue) and s.next_park is not null;
+  end if;
+end
+$$;
+comment on function packhorse.count_forwarded_failure(bigint, text, text, text, text, text, text[]) is
+  'By workers on RabbitMQ: a failure whose cause has parked its actor or queue spends no attempt.';
+
+create or replace function packhorse.note_forwarded_success(p_scopes text[]) returns void
+language sql volatile as $$
+-- A relayed message of these scopes (actor:..., queue:...) is done: what counts their failures starts over.
+  update packhorse.scopes s set failures = 0, fingerprint = null
+  where s.name = any (p_scopes) and s.failures > 0 and s.next_park is null;
+$$;
+comment on function packhorse.note_forwarded_success(text[]) is
+  'By workers on RabbitMQ: a success starts the count of a failure breaker over.';

@@ -115,10 +115,14 @@ def amqp(database, vhost):
 
 @pytest.fixture
 def start_worker(database, ledger, vhost, start_daemon):
-    def start(**settings):
+    def start(where=None, **settings):
         given = {"amqp_url": vhost.url, "amqp_partitions": 4, "drain_seconds": 5, **settings}
         return start_daemon(
-            database, ledger, actors="tests.support.relayed_actors", options=("--broker", "amqp"), **given
+            where or database,
+            ledger,
+            actors="tests.support.relayed_actors",
+            options=("--broker", "amqp"),
+            **given,
         ).wait_ready()
 
     return start

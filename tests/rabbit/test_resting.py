@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.support.postgres import ROLE
+from tests.support.proxy import Proxy
 from tests.support.relaying import put, relay
 from tests.support.waiting import wait_until
 
@@ -76,3 +78,70 @@ def test_of_a_probing_scope_one_message_at_a_time_starts(database, ledger, amqp,
     assert [event for event, *_ in ledger.lines()][: 2 * alone] == ["start", "effect"] * alone
     parked = "select count(*) from scopes where name = 'queue:orders' and ends_at is not null"
     wait_until(lambda: database.query(parked) == [(0 if breaker else 1,)])
+
+
+# -- failures that are counted ---------------------------------------------------------------------------
+def starts(ledger):
+    return [key for _, key, _ in ledger.lines("start")]
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+def test_what_fails_in_a_row_rests_without_an_attempt_spent_and_goes_on_by_itself(
+    database, ledger, amqp, start_worker, vhost, keyed
+):
+    down = ledger.path.with_name(ledger.path.name + ".down")
+    down.touch()
+    items = [
+        {"message_type": "calls", "payload": {"key": f"c{n}"}}
+        | ({"conversation_key": f"k{n}"} if keyed else {})
+        for n in range(8)
+    ]
+    put(database, items)
+    relay(amqp)
+    daemon = start_worker(processes=2, threads=2)
+    wait_until(lambda: "failure_breaker_parked" in daemon.log, 40)
+    tried = len(starts(ledger))
+    wait_until(lambda: len(starts(ledger)) >= tried + 4, 60, "probes")
+    assert database.query("select count(*) from dead_letters") == [(0,)]
+    assert database.query("select failures, next_park is not null from scopes") == [(3, True)]
+    down.unlink()
+    wait_until(lambda: len(ledger.lines("effect")) == 8, 90, "it goes on")
+    wait_until(lambda: database.query("select failures, ends_at from scopes") == [(0, None)], 20, "lifted")
+    spent = {key: int(attempt) - 1 for key, attempt in (key.split(":") for key in starts(ledger))}
+    assert sum(spent.values()) == 2, "of the two failures before it was parked"
+    assert database.query("select count(*) from dead_letters") == [(0,)]
+    wait_until(lambda: vhost.depths() == {})
+
+
+def test_a_success_between_failures_starts_the_count_over(database, ledger, amqp, start_worker):
+    database.query("select set_queue('orders', '{\"failure_breaker\": 3}')")
+    daemon = start_worker()
+    for turn in range(3):
+        put(database, [{"message_type": "fails", "payload": {"key": f"f{turn}", "times": 2}}])
+        relay(amqp)
+        wait_until(lambda turn=turn: len(ledger.lines("effect")) == turn + 1, 40)
+        wait_until(lambda: database.query("select failures from scopes") == [(0,)], 20, "it is counted")
+    assert len(starts(ledger)) == 9
+    assert "failure_breaker_parked" not in daemon.log
+
+
+def test_while_postgres_is_away_a_failure_waits_to_be_counted(database, ledger, amqp, start_worker, vhost):
+    down = ledger.path.with_name(ledger.path.name + ".down")
+    down.touch()
+    proxy = Proxy(database.server.socket_dir)
+    try:
+        daemon = start_worker(proxy.url(database.name, ROLE))
+        proxy.refuse(True)
+        put(database, [{"message_type": "calls", "payload": {"key": "c"}}])
+        put(database, [{"message_type": "works", "payload": {"key": f"w{n}"}} for n in range(9)])
+        relay(amqp)
+        wait_until(lambda: len(ledger.lines("effect")) == 9, 40, "what needs no Postgres goes on")
+        assert len(starts(ledger)) == 10
+        assert vhost.depths() == {"orders": 1}
+        down.unlink()
+        proxy.refuse(False)
+        wait_until(lambda: ledger.counts("effect").get("c") == 1, 40)
+        assert starts(ledger)[-1] == "c:2"
+        assert daemon.stop() == 0
+    finally:
+        proxy.close()

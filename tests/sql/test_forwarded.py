@@ -7,6 +7,8 @@ import json
 import pytest
 
 from packhorse.worker.amqp.outcomes import QueuePolicy
+from tests.sql.test_failure_breaker import set_breaker
+from tests.sql.test_scopes import let_it_end
 
 pytest.importorskip("pika")
 
@@ -80,6 +82,57 @@ def test_old_notes_are_forgotten(sql):
     sql.rows("update forwarded_messages set noted_at = noted_at - interval '8 days' where id = 1")
     sql.rows("select cleanup_expired_windows()")
     assert sql.rows("select id from forwarded_messages") == [(2,)]
+
+
+# -- failure breaker ------------------------------------------------------------------------------------
+def fails(sql, message_id=1, text="no answer from 10.0.0.7", probes=(), error_class="ConnectionError"):
+    """What becomes of a failure, and how long it waits."""
+    return sql.rows(
+        "select outcome, wait_seconds from count_forwarded_failure(%s, 'effect', 'q', %s, %s, null, %s)",
+        message_id,
+        error_class,
+        text,
+        list(probes),
+    )[0]
+
+
+@pytest.mark.parametrize("scope", ["actor:effect", "queue:q"])
+def test_failures_in_a_row_park_their_scope_and_a_success_between_them_starts_over(sql, scope):
+    set_breaker(sql, 3 if scope[0] == "a" else None)
+    sql.set_queue(failure_breaker=3 if scope[0] == "q" else None)
+    assert [fails(sql) for _ in range(2)] == [(None, None)] * 2
+    sql.rows("select note_forwarded_success(%s)", [scope])
+    assert [fails(sql)[0] for _ in range(4)] == [None, None, "parked", "snooze"]
+    assert sql.rows("select name, queue, message_types from scopes where ends_at is not null") == [
+        (scope, "q", []) if scope[0] == "q" else (scope, None, ["effect"])
+    ]
+    assert fails(sql)[1] == pytest.approx(1, abs=0.1)
+    assert fails(sql, error_class="ValueError") == (None, None), "another cause fails as usual"
+
+
+def test_without_a_breaker_nothing_is_counted(sql):
+    set_breaker(sql, None)
+    assert [fails(sql) for _ in range(5)] == [(None, None)] * 5
+    assert sql.rows("select name from scopes") == []
+
+
+def test_a_probe_that_fails_parks_again_and_only_the_first_of_several(sql):
+    set_breaker(sql, 1)
+    assert fails(sql)[0] == "parked"
+    assert fails(sql, 2, probes=["actor:effect"])[0] == "snooze", "its time is not over"
+    let_it_end(sql, "actor:effect")
+    assert fails(sql, 3)[0] == "snooze", "one of those that were in flight"
+    outcome, seconds = fails(sql, 4, probes=["actor:effect"])
+    assert (outcome, seconds) == ("parked", pytest.approx(2, abs=0.2))
+    assert fails(sql, 5, probes=["actor:effect"])[0] == "snooze", "the probe of another process"
+    assert sql.rows("select probe_id, next_park::text from scopes") == [(None, "00:00:04")]
+
+
+def test_a_success_lifts_nothing_that_is_parked(sql):
+    set_breaker(sql, 1)
+    assert fails(sql)[0] == "parked"
+    sql.rows("select note_forwarded_success(array['actor:effect'])")
+    assert sql.rows("select failures, ends_at is not null from scopes") == [(1, True)]
 
 
 @pytest.mark.parametrize("attempt", [1, 2, 3, 5, 9, 60, 5000, 1_000_000])

@@ -88,6 +88,30 @@ def kills(key: str) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@dramatiq.actor(queue_name="orders", min_backoff=20, max_backoff=20, max_retries=20)
+def kills_and_waits(key: str, way: str) -> None:
+    """Every other time it kills its process, and in between it asks to run later."""
+    path = f"{os.environ['LEDGER']}.{key}"
+    times = os.path.getsize(path) if os.path.exists(path) else 0
+    with open(path, "a") as file:
+        file.write(".")
+    note("kill" if times % 2 == 0 else "start", f"{key}:{times}")
+    if times % 2 == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if way == "snooze":
+        raise packhorse.Snooze(0.05, "later")
+    raise RuntimeError("again")
+
+
+@dramatiq.actor(queue_name="orders", failure_breaker=3, min_backoff=20, max_backoff=20)
+def calls(key: str) -> None:
+    """Fails while the file `<ledger>.down` is there."""
+    note("start", f"{key}:{_message().attempt}")
+    if os.path.exists(f"{os.environ['LEDGER']}.down"):
+        raise ConnectionError("no answer from 10.0.0.7")
+    note("effect", key)
+
+
 @dramatiq.actor(queue_name="orders", time_limit=200, hard_time_limit=200, max_retries=1, min_backoff=10)
 def hangs(key: str) -> None:
     note("start", key)

@@ -23,6 +23,7 @@ from typing import Any
 from packhorse.worker.amqp.acks import Acks
 from packhorse.worker.amqp.deliveries import Delivery, DoneIds
 from packhorse.worker.amqp.envelope import RelayedMessage
+from packhorse.worker.amqp.failures import CountedFailures
 from packhorse.worker.amqp.ledger import Ledger
 from packhorse.worker.amqp.loop import BrokerLoop
 from packhorse.worker.amqp.outcomes import Ending, QueuePolicy, attempts_allowed, ending_of, with_entry
@@ -50,7 +51,8 @@ ATTEMPT_BITS = 20
 
 class Custody:
     """Used by the consumer's thread, but for what says so. wake: a turn of that thread, from any thread.
-    retries_of: what a message and its actor say of retries. policies: by queue; replaced by the ledger.
+    retries_of: what a message and its actor say of retries. has_breaker: has its actor a failure breaker?
+    policies: by queue; replaced by the ledger.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Custody:
         ledger: Ledger,
         wake: Callable[[], None],
         retries_of: Callable[[ClaimedMessage], dict[str, Any]],
+        has_breaker: Callable[[ClaimedMessage], bool],
         unknown_type_seconds: float,
     ) -> None:
         self._worker_id = worker_id
@@ -71,9 +74,11 @@ class Custody:
         self._ledger = ledger
         self._wake = wake
         self._retries_of = retries_of
+        self._has_breaker = has_breaker
         self._unknown_type_seconds = unknown_type_seconds
         self.policies: dict[str, QueuePolicy] = {}
         self.resting = Resting(self._runs)
+        self._failures = CountedFailures(ledger, self.resting, wake)
         self._unacknowledged = Unacknowledged(self._is_first, self._begin, self._soon)
         self.finished: deque[ClaimedMessage] = deque()  # filled by the pools
         self._noted: deque[tuple[Delivery, ForwardedNote]] = deque()  # filled by the ledger
@@ -151,9 +156,11 @@ class Custody:
             self._begin(delivery)
 
     def _runs(self, delivery: Delivery) -> bool:
-        """Has a pool its message, or is it to get it?"""
+        """Has a pool its message, or is it to get it, or is its end being written?"""
         message = delivery.message
-        return message is not None and self._deliveries.get(message.lease_token) is delivery
+        if message is not None and self._deliveries.get(message.lease_token) is delivery:
+            return True
+        return delivery.settling and self._unacknowledged.holds(delivery)
 
     def _begin(self, delivery: Delivery) -> None:
         """The first of its line: run it, or let it wait, or end it without running it."""
@@ -243,6 +250,12 @@ class Custody:
             delivery.note, delivery.awaits_note = note, False
             if delivery.is_first:
                 self._begin(delivery)
+        for delivery, message, ending in self._failures.counted():
+            if self._unacknowledged.holds(delivery):
+                self._becomes(delivery, message, ending)
+            else:  # its connection was lost meanwhile: others have it
+                self.in_flight.ended(message, Ended.LOST)
+                self._hooks.after_ending(message)
         while self._buried:
             self._is_buried(*self._buried.popleft())
         self._collect()
@@ -281,9 +294,7 @@ class Custody:
                 self.average_seconds += 0.05 * (message.ran_seconds - self.average_seconds)
                 done.append(message)
                 deliveries.append(delivery)
-                if self.resting.scopes:
-                    for scope in self.resting.succeeded(delivery):
-                        self._ledger.lift(scope)
+                self._failures.succeeded(delivery)
             else:
                 self._ended(delivery, message)
         if self._hooks.before_ack:
@@ -307,15 +318,22 @@ class Custody:
         self._unacknowledged.leave(delivery)
 
     def _ended(self, delivery: Delivery, message: ClaimedMessage) -> None:
-        ending = ending_of(message, self._policy(delivery))
+        policy = self._policy(delivery)
+        ending = ending_of(message, policy)
         self._hooks.before_ending(message)
+        if ending.failed and (policy.breaker or self._has_breaker(message)):
+            self._failures.count(delivery, _relayed(message), ending)
+        else:
+            self._becomes(delivery, _relayed(message), ending)
+
+    def _becomes(self, delivery: Delivery, message: RelayedMessage, ending: Ending) -> None:
         if ending.ended is Ended.DEAD:
             message.failed = True
-            self._bury(delivery, _relayed(message), ending.reason)
+            self._bury(delivery, message, ending.reason)
         elif ending.wait_seconds is not None:
-            self._again(delivery, _relayed(message), ending)
+            self._again(delivery, message, ending)
         else:
-            self._end(delivery, _relayed(message), ending.ended)
+            self._end(delivery, message, ending.ended)
 
     def _end(self, delivery: Delivery, message: RelayedMessage, ended: Ended) -> None:
         """Done with it here: cancelled, or handed back."""

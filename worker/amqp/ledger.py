@@ -32,7 +32,7 @@ logger = logging.getLogger("packhorse.amqp")
 
 #: What an operator changes at a queue counts after this.
 POLICY_SECONDS = 15.0
-#: What rests is read as seldom, and so often while something does.
+#: What rests is read as seldom, and so often while something does, or has failed a moment ago.
 RESTING_SECONDS = 2.0
 REFUSED_SECONDS = 2.0
 MOST_NOTES = 500
@@ -51,7 +51,8 @@ class LedgerEntry:
 
 class Ledger(Service):
     """on_policies(policies, forwarded): what the queues say now, by name, and which of them are forwarded.
-    on_resting(scopes): what rests now. Both in its thread.
+    on_resting(scopes, counting): what rests now, and the names of scopes whose failures are counted. Both in
+    its thread.
     """
 
     name = "ledger"
@@ -64,7 +65,7 @@ class Ledger(Service):
         sender: Sender,
         queues: Sequence[str],
         on_policies: Callable[[dict[str, QueuePolicy], set[str]], None],
-        on_resting: Callable[[Sequence[RestingScope]], None],
+        on_resting: Callable[[Sequence[RestingScope], frozenset[str]], None],
     ) -> None:
         super().__init__()
         self._link = Link(open_connection)
@@ -144,6 +145,35 @@ class Ledger(Service):
 
         self._add(LedgerEntry(lambda connection: store.lift(connection, scope), on_written))
 
+    def count_failure(
+        self,
+        message: RelayedMessage,
+        probes: Sequence[str],
+        on_counted: Callable[[tuple[str, float] | None], None],
+    ) -> None:
+        """What a failure breaker says of a failure: store.count_failure; on_counted in the ledger's
+        thread.
+        """
+        outcome = message.outcome
+        assert outcome is not None
+        error = (outcome.error_class or "Error", outcome.error_message or "", outcome.frame)
+
+        def write(connection: DeadlineConnection) -> tuple[str, float] | None:
+            return store.count_failure(
+                connection, message.id, message.message_type, message.queue_name, error, probes
+            )
+
+        def on_written(counted: tuple[str, float] | None) -> None:
+            self._next_resting = 0.0
+            on_counted(counted)
+
+        # what cannot be counted fails as usual
+        self._add(LedgerEntry(write, on_written, lambda _: None))
+
+    def note_success(self, scopes: Sequence[str]) -> None:
+        """A message of these is done: their failures are counted from none."""
+        self._add(LedgerEntry(lambda connection: store.note_success(connection, scopes), lambda _: None))
+
     def bury(
         self, message: RelayedMessage, reason: str, history: list[Any], on_buried: Callable[[bool], None]
     ) -> None:
@@ -205,8 +235,9 @@ class Ledger(Service):
         """As read_policies."""
         with self._link.connection() as connection:
             found = store.resting(connection)
-        self._next_resting = time.monotonic() + (RESTING_SECONDS if found else POLICY_SECONDS)
-        self._on_resting(found)
+            counting, lately = store.counting(connection)
+        self._next_resting = time.monotonic() + (RESTING_SECONDS if found or lately else POLICY_SECONDS)
+        self._on_resting(found, counting)
 
     def read_policies(self) -> None:
         """Also called before the start, by the main thread. Raises StoreError."""
@@ -222,6 +253,7 @@ class Ledger(Service):
                     row["multiplier"],
                     row["longest"],
                     row["jitter"],
+                    row["breaker"],
                 )
                 for row in rows
             },

@@ -1,8 +1,8 @@
 """How an attempt ends that runs from RabbitMQ: the same decisions as SQL makes of a row, without asking it.
 
 A failure is decided by the message, else its actor, else its queue (failure_policy and message_backoff in
-migrations/functions/retry.sql; a test compares the two). Failures are not counted for a failure breaker
-(docs/rabbitmq.md).
+migrations/functions/retry.sql; a test compares the two). Only what a failure breaker says of it is asked of
+Postgres (custody.py).
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ MOST_TEXT = 200
 
 @dataclass(frozen=True, slots=True)
 class QueuePolicy:
-    """What a queue says of retries, as `packhorse queue show` has it; in seconds."""
+    """What a queue says of retries, as `packhorse queue show` has it; in seconds. breaker: it has a failure
+    breaker.
+    """
 
     max_attempts: int = 3
     crash_limit: int = 3
@@ -33,6 +35,7 @@ class QueuePolicy:
     multiplier: float = 2.0
     longest: float = 30.0
     jitter: float = 0.0
+    breaker: bool = False
 
     def backoff(self, attempt: int, initial: float | None, longest: float | None) -> float:
         """Seconds before the attempt after this one. initial, longest: of message or actor, which win."""
@@ -51,13 +54,14 @@ class QueuePolicy:
 @dataclass(frozen=True, slots=True)
 class Ending:
     """What becomes of a message. wait_seconds: until its next attempt, which is number `attempt`; None: there
-    is none. reason: of a dead letter.
+    is none. reason: of a dead letter. failed: it is a failure, which a failure breaker counts.
     """
 
     ended: Ended
     wait_seconds: float | None = None
     attempt: int = 0
     reason: str = "buried"
+    failed: bool = False
 
 
 def ending_of(message: ClaimedMessage, policy: QueuePolicy) -> Ending:
@@ -70,7 +74,8 @@ def ending_of(message: ClaimedMessage, policy: QueuePolicy) -> Ending:
         case Verb.FAIL:
             return _failed(message, outcome, policy, delay)
         case Verb.BURY:
-            return Ending(Ended.DEAD, reason=outcome.reason or "buried")
+            failed = outcome.reason in ("failed", "rejected") and outcome.error_class is not None
+            return Ending(Ended.DEAD, reason=outcome.reason or "buried", failed=failed)
         case Verb.RETRY:
             return Ending(Ended.RETRY, delay or 0.0, message.attempt + 1)
         case Verb.CANCEL:
@@ -83,12 +88,12 @@ def ending_of(message: ClaimedMessage, policy: QueuePolicy) -> Ending:
 
 def _failed(message: ClaimedMessage, outcome: Outcome, policy: QueuePolicy, delay: float | None) -> Ending:
     if outcome.details is not None and not (outcome.details.retryable and outcome.details.recoverable):
-        return Ending(Ended.DEAD, reason="rejected")
+        return Ending(Ended.DEAD, reason="rejected", failed=True)
     if message.attempt >= attempts_allowed(message, outcome.max_attempts, policy):
-        return Ending(Ended.DEAD, reason="failed")
+        return Ending(Ended.DEAD, reason="failed", failed=True)
     if delay is None:
         delay = policy.backoff(message.attempt, outcome.backoff_initial, outcome.backoff_max)
-    return Ending(Ended.RETRY, delay, message.attempt + 1)
+    return Ending(Ended.RETRY, delay, message.attempt + 1, failed=True)
 
 
 def attempts_allowed(message: ClaimedMessage, of_actor: int | None, policy: QueuePolicy) -> int:

@@ -60,7 +60,7 @@ class AmqpProcess(WorkerProcess):
             self.broker,
             self.queues,
             self._on_policies,
-            lambda scopes: consumer.custody.resting.read(scopes),
+            lambda scopes, counting: consumer.custody.resting.read(scopes, counting),
         )
         consumer.custody = Custody(
             self.id,
@@ -70,6 +70,7 @@ class AmqpProcess(WorkerProcess):
             self.ledger,
             consumer.wake,
             self._retries_of,
+            self._has_breaker,
             settings.unknown_type_seconds,
         )
         self._forwarded: set[str] = set()
@@ -94,6 +95,13 @@ class AmqpProcess(WorkerProcess):
             return {}
         retries = next((m for m in self.broker.middleware if isinstance(m, Retries)), None)
         return {} if retries is None else retries.policy(options, message)
+
+    def _has_breaker(self, message: ClaimedMessage) -> bool:
+        """Has its actor a failure breaker?"""
+        try:
+            return self.broker.get_actor(message.actor_name).options.get("failure_breaker") is not None
+        except dramatiq.ActorNotFound:
+            return False
 
     # -- which queues --------------------------------------------------------------------------------
     def _wait_for_database(self) -> bool:

@@ -3,7 +3,7 @@ off, no attempt spent.
 
 Postgres knows what rests; the ledger reads it, often while something does. After the time of a scope that is
 probing, each process lets one message of it start at a time. That its service is well is said by who parked
-it: a circuit breaker, a person; for a failure breaker a success here lifts it.
+it: a circuit breaker, a person; for a failure breaker a success here lifts it, and starts its count over.
 """
 
 from __future__ import annotations
@@ -22,18 +22,23 @@ PROBE_SECONDS = 1.0
 
 
 class Resting:
-    """Used by the consumer's thread, but for `read`. runs: has a pool this delivery?"""
+    """Used by the consumer's thread, but for `read`. runs: has a pool this delivery, or is its end being
+    written?
+    """
 
     def __init__(self, runs: Callable[[Delivery], bool]) -> None:
         self._runs = runs
         #: With the time of each, on the clock of this host; replaced, never changed.
         self.scopes: list[tuple[RestingScope, float]] = []
+        #: Names of scopes whose failures a breaker counts; replaced, never changed.
+        self._counting: frozenset[str] = frozenset()
         self._probes: dict[str, Delivery] = {}  # by scope
 
-    def read(self, scopes: Sequence[RestingScope]) -> None:
+    def read(self, scopes: Sequence[RestingScope], counting: frozenset[str]) -> None:
         """The ledger: what rests now."""
         now = time.monotonic()
         self.scopes = [(scope, now + scope.seconds) for scope in scopes]
+        self._counting = counting
 
     def wait_seconds(self, delivery: Delivery) -> float:
         """How long it has to wait; 0: it may begin, and is the probe of its scopes that are probing."""
@@ -53,16 +58,44 @@ class Resting:
             self._probes.update(dict.fromkeys(probed, delivery))
         return wait
 
-    def succeeded(self, delivery: Delivery) -> list[str]:
-        """Scopes that its success lifts."""
-        found = [
+    @property
+    def watches(self) -> bool:
+        """Does a success mean anything?"""
+        return bool(self.scopes or self._counting)
+
+    def succeeded(self, delivery: Delivery) -> tuple[list[str], list[str]]:
+        """Scopes that its success lifts, and those whose failures are counted from none again."""
+        lifted = self.probed(delivery)
+        for name in lifted:
+            del self._probes[name]
+        names = self._counting & _own_scopes(delivery)
+        self._counting -= names
+        return lifted, sorted(names)
+
+    def probed(self, delivery: Delivery) -> list[str]:
+        """Scopes parked by a failure breaker of which it is the probe."""
+        return [
             scope.name
             for scope, _ in self.scopes
             if scope.breaker and self._probes.get(scope.name) is delivery
         ]
-        for name in found:
-            del self._probes[name]
-        return found
+
+    def failed(self, delivery: Delivery, wait_seconds: float | None) -> None:
+        """A failure breaker has counted its failure. wait_seconds: what its scopes rest for; None: none
+        does.
+        """
+        self._counting |= _own_scopes(delivery)
+        if wait_seconds is not None:
+            until = time.monotonic() + wait_seconds
+            self.scopes = [
+                (scope, max(ends, until) if scope.breaker and _covers(scope, delivery) else ends)
+                for scope, ends in self.scopes
+            ]
+
+
+def _own_scopes(delivery: Delivery) -> frozenset[str]:
+    """Those of a failure breaker."""
+    return frozenset((f"actor:{delivery.message_type}", f"queue:{delivery.queue}"))
 
 
 def _covers(scope: RestingScope, delivery: Delivery) -> bool:

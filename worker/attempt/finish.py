@@ -91,11 +91,10 @@ def _write(connection: DeadlineConnection, message: ClaimedMessage, outcome: Out
                 details,
                 kept,
             )
-            return _failed(message, outcome, answer)
+            return _failed(message, answer)
         case Verb.BURY if outcome.reason in ("failed", "rejected") and outcome.error_class is not None:
             return _failed(
                 message,
-                outcome,
                 messages.reject(connection, *lease, outcome.reason, outcome.error_class, *error[1:], details),
             )
         case Verb.BURY:
@@ -126,25 +125,29 @@ def _write(connection: DeadlineConnection, message: ClaimedMessage, outcome: Out
         case Verb.UNCOMMITTED:
             return _failed(
                 message,
-                outcome,
                 messages.return_uncommitted(
                     connection, *lease, delay or 0.0, reason or "", bounded=outcome.bounded
                 ),
             )
 
 
-def _failed(message: ClaimedMessage, outcome: Outcome, answer: str) -> Ended:
+def _failed(message: ClaimedMessage, answer: str) -> Ended:
     """What the database has made of a failure. A failure breaker that it trips says so in the log."""
     if answer == "parked":
-        logger.warning(
-            "failure_breaker_parked queue=%s actor=%s error_class=%s message_id=%s",
-            message.queue_name,
-            message.actor_name,
-            outcome.error_class,
-            message.id,
-        )
+        say_parked(message)
         return Ended.SNOOZE
     return Ended(answer)
+
+
+def say_parked(message: ClaimedMessage) -> None:
+    """A failure breaker has been tripped by this message."""
+    logger.warning(
+        "failure_breaker_parked queue=%s actor=%s error_class=%s message_id=%s",
+        message.queue_name,
+        message.actor_name,
+        message.outcome.error_class if message.outcome is not None else None,
+        message.id,
+    )
 
 
 def _park(

@@ -111,6 +111,34 @@ def resting(connection: DeadlineConnection) -> list[RestingScope]:
     return [RestingScope(*row) for row in connection.execute(sql("forwarded_resting")).fetchall()]
 
 
+def counting(connection: DeadlineConnection) -> tuple[frozenset[str], bool]:
+    """Scopes of which a breaker counts failures, and whether one has failed within the last minute."""
+    found = connection.execute(sql("forwarded_counting")).fetchall()
+    return frozenset(row[0] for row in found), any(row[1] for row in found)
+
+
+def count_failure(
+    connection: DeadlineConnection,
+    message_id: int,
+    message_type: str,
+    queue: str,
+    error: tuple[str, str, str | None],
+    probes: Sequence[str],
+) -> tuple[str, float] | None:
+    """A failure of a message whose actor or queue has a failure breaker. None: it fails as usual; else
+    `parked` or `snooze`, and the seconds that it waits, no attempt spent. error: class, message, own frame.
+    probes: scopes of which it was the probe.
+    """
+    given = (message_id, message_type, queue, *error, list(probes))
+    outcome, seconds = connection.execute(sql("count_forwarded_failure"), given).fetchone()  # type: ignore[misc]
+    return None if outcome is None else (outcome, seconds)
+
+
+def note_success(connection: DeadlineConnection, scopes: Sequence[str]) -> None:
+    """A message of these scopes is done: their failures are counted from none."""
+    connection.execute(sql("note_forwarded_success"), (list(scopes),))
+
+
 def lift(connection: DeadlineConnection, scope: str) -> None:
     """A message of it has succeeded whose failure breaker had parked it."""
     connection.execute(sql("lift_forwarded_scope"), (scope,))

@@ -26,7 +26,7 @@ select packhorse.bury_forwarded_message(%s, %s::jsonb, %s, %s, %s, %s, %s, %s::j
 -- What queues say of retries, and whether they are forwarded; seconds.
 select q.name, q.max_attempts, q.crash_limit, extract(epoch from q.backoff_initial)::float8 as initial,
   q.backoff_multiplier::float8 as multiplier, extract(epoch from q.backoff_max)::float8 as longest,
-  q.backoff_jitter::float8 as jitter, q.forward
+  q.backoff_jitter::float8 as jitter, q.forward, q.failure_breaker is not null as breaker
 from packhorse.queues q where q.name = any (%s);
 
 -- name: park_forwarded_scope
@@ -40,6 +40,19 @@ select s.name, s.queue, s.message_types,
   greatest(extract(epoch from s.parked_until - clock_timestamp())::float8, 0), s.probing,
   s.next_park is not null
 from packhorse.scopes s where s.ends_at > clock_timestamp();
+
+-- name: forwarded_counting
+-- Scopes whose failures are counted by a breaker, and whether one was there within the last minute.
+select s.name, s.last_failed_at > clock_timestamp() - interval '1 minute'
+from packhorse.scopes s where s.failures > 0 and s.next_park is null;
+
+-- name: count_forwarded_failure
+-- An attempt of a relayed message failed: null, it fails as usual; else parked or snooze, and for how long.
+select outcome, wait_seconds from packhorse.count_forwarded_failure(%s, %s, %s, %s, %s, %s, %s);
+
+-- name: note_forwarded_success
+-- A relayed message is done: failures of these scopes are counted from none.
+select packhorse.note_forwarded_success(%s);
 
 -- name: lift_forwarded_scope
 -- A message of it has succeeded, and its failure breaker had parked it.
