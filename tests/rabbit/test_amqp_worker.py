@@ -168,6 +168,28 @@ def test_a_message_that_kills_its_process_is_quarantined_and_what_ran_beside_it_
     wait_until(lambda: ledger.counts("gave_up")["poison"] == 1)
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("way", ["snooze", "retry"])
+@pytest.mark.parametrize("keyed", [False, True])
+def test_crashes_are_counted_through_whatever_happens_between_them(
+    database, ledger, amqp, start_worker, vhost, way, keyed, processes
+):
+    """Snoozed, retried, or put off because its scope rests: that is another message for RabbitMQ."""
+    item = {"message_type": "kills_and_waits", "payload": {"key": "poison", "way": way}}
+    put(database, [item | ({"conversation_key": "c"} if keyed else {})])
+    relay(amqp)
+    start_worker(processes=processes)
+    wait_until(lambda: len(ledger.lines("kill")) == 2, 40)
+    database.query("select park_scope('actor:kills_and_waits', '3 seconds')")
+    wait_until(lambda: dead(database), 60)
+    assert [row[:3] for row in dead(database)] == [("kills_and_waits", "quarantined", "WorkerLost")]
+    assert len(ledger.lines("kill")) == 3
+    assert database.query("select crashes from dead_letters") == [(3,)]
+    (history,) = database.query("select history from dead_letters")[0]
+    assert [entry["event"] for entry in history].count("crash") == 3
+    wait_until(lambda: vhost.depths() == {})
+
+
 def test_a_handler_that_ignores_its_limit_costs_an_attempt_and_then_its_message(
     database, ledger, amqp, start_worker, vhost
 ):

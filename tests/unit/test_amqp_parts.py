@@ -19,6 +19,7 @@ from packhorse.worker.amqp.deliveries import Delivery, Lines
 from packhorse.worker.amqp.places import Places
 from packhorse.worker.amqp.topology import DELAYS, next_delay
 from packhorse.worker.runtime.claims import Kind
+from packhorse.worker.store.forwarded import ForwardedNote
 
 HEADERS = {
     "packhorse-queue": "orders",
@@ -207,6 +208,40 @@ def test_a_retry_carries_attempt_wait_history_and_changed_options():
     assert (message.attempt, again.wait_seconds, again.history) == (2, 1.5, [{"attempt": 1}])
     assert message.options == {"mine": 1, "retries": 1}
     assert again.id == message.id == 7
+
+
+def test_what_postgres_knows_goes_along_when_a_message_is_put_off():
+    """It comes back as a message of its own, of which Postgres is not asked."""
+    found = delivery(**{"packhorse-crashes": 1, "packhorse-history": '[{"event": "retry"}]'})
+    found.note = ForwardedNote(7, attempt=2, crashes=2, history='[{"event": "crash"}]')
+    found.wait_from_now(30)
+    again = Delivery(2, 1, "orders", False, found.body, found.properties)
+    message = again.attempt(0.0)
+    assert (message.attempt, message.crashes) == (3, 3), "a crash before it was relayed counts, too"
+    assert [entry["event"] for entry in again.history] == ["retry", "crash"]
+    again.note = ForwardedNote(
+        7, attempt=2, crashes=3, history='[{"event": "crash"}, {"event": "crash", "at": 1}]'
+    )
+    assert again.attempt(0.0).crashes == 4, "those that went along are not counted twice"
+    assert [entry["event"] for entry in again.history] == ["retry", "crash", "crash"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "note", "early"),
+    [
+        ({}, {}, True),
+        ({"x-delivery-count": 1}, {"crashes": 1}, False),
+        ({"x-delivery-count": 2}, {"crashes": 1}, True),
+        ({"x-delivery-count": 1, "packhorse-crashed": 1}, {"crashes": 1}, True),
+        ({"x-delivery-count": 1, "packhorse-crashed": 1}, {"crashes": 2}, False),
+        ({}, {"is_over": True}, False),
+        ({}, {"wait_seconds": 9.0}, False),
+    ],
+)
+def test_postgres_is_asked_again_once_when_it_does_not_know_why_a_message_comes_again(headers, note, early):
+    found = delivery(**headers)
+    assert found.is_early(ForwardedNote(7, **note)) is early
+    assert not (early and found.is_early(ForwardedNote(7)))
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.4, 1, 1.5, 7, 30, 59, 3600, 100_000])

@@ -45,6 +45,9 @@ logger = logging.getLogger("packhorse.amqp")
 UNKNOWN_TYPE_SECONDS = 30.0
 #: With something in flight: finished messages are collected at least this often.
 LINGER_SECONDS = 0.005
+#: Of a message that comes again Postgres is asked once more after this, when it does not say why: RabbitMQ
+#: gives what a dead process had to others before its parent has noted what ran.
+NOTE_SECONDS = 1.0
 #: Low bits of a lease token: the number of the attempt, for the parent (worker/fleet/child.py).
 ATTEMPT_BITS = 20
 
@@ -140,10 +143,14 @@ class Custody:
         message_id = delivery.id
         if again and message_id is not None:
             delivery.awaits_note = True
-            self._ledger.ask(message_id, partial(self._on_note, delivery))
+            self._ask(delivery)
         if is_first:
             self._is_first(delivery)
         self._soon()
+
+    def _ask(self, delivery: Delivery) -> None:
+        if delivery.id is not None and self._unacknowledged.holds(delivery):
+            self._ledger.ask(delivery.id, partial(self._on_note, delivery))
 
     def _on_note(self, delivery: Delivery, note: ForwardedNote) -> None:
         """In the ledger's thread."""
@@ -247,6 +254,9 @@ class Custody:
         """What the ledger and the pools have left here."""
         while self._noted:
             delivery, note = self._noted.popleft()
+            if delivery.is_early(note):
+                self._unacknowledged.call_later(NOTE_SECONDS, partial(self._ask, delivery))
+                continue
             delivery.note, delivery.awaits_note = note, False
             if delivery.is_first:
                 self._begin(delivery)

@@ -15,7 +15,7 @@ from typing import Any
 from pika import BasicProperties
 
 from packhorse.worker.amqp.envelope import RelayedMessage
-from packhorse.worker.amqp.outcomes import read_history
+from packhorse.worker.amqp.outcomes import MOST_ENTRIES, read_history
 from packhorse.worker.attempt.stored_steps import AttemptSteps
 from packhorse.worker.errors import StepError
 from packhorse.worker.store.forwarded import ForwardedNote
@@ -25,7 +25,11 @@ WAIT = "packhorse-wait"
 #: Attempts that have failed, as JSON.
 HISTORY = "packhorse-history"
 ATTEMPT = "packhorse-attempt"
-CRASHES = "packhorse-crashes"
+#: Processes that died with it since it was relayed, as far as Postgres had noted then; those before are in
+#: packhorse-crashes.
+CRASHED = "packhorse-crashed"
+#: How often the broker has delivered this very message in vain.
+DELIVERED = "x-delivery-count"
 #: What dramatiq's Retries writes into options; here attempt and history say it.
 _OF_THE_ATTEMPT = ("retries", "traceback", "requeue_timestamp")
 
@@ -53,10 +57,11 @@ class Delivery:
     """tag: of the consuming channel of connection number `connection`. line: it starts when all before it
     in its line have ended: those of its conversation in a partition, else copies of the same message.
     queue: that of Packhorse. is_first: of its line. awaits_note: Postgres is being asked of it. settling:
-    what becomes of it is being written. gave_up: the broker has given it up. Used by the consumer's thread.
+    what becomes of it is being written. gave_up: the broker has given it up. was_asked: Postgres may
+    have been asked too early. Used by the consumer's thread.
     """
 
-    is_first = awaits_note = settling = gave_up = False
+    is_first = awaits_note = settling = gave_up = was_asked = False
 
     def __init__(
         self, tag: int, connection: int, queue: str, keyed: bool, body: bytes, properties: BasicProperties
@@ -89,35 +94,63 @@ class Delivery:
     def attempt(self, now: float) -> RelayedMessage:
         """The next attempt of it. Raises UndecodableMessage."""
         message = HandledMessage(self.body, self.properties, now)
-        if self.note is not None:
-            message.attempt = max(message.attempt, self.note.attempt + 1)
-            message.crashes = max(message.crashes, self.note.crashes)
+        message.attempt = max(message.attempt, self._noted_attempt)
+        message.crashes += self._crashed
         self.message = message
         return message
 
+    def is_early(self, note: ForwardedNote) -> bool:
+        """Has RabbitMQ delivered it more often than Postgres knows why? Then that may come in a moment. True
+        once at most.
+        """
+        if self.was_asked or self.gave_up or note.is_over or note.wait_seconds > 0:
+            return False
+        self.was_asked = True
+        return max(self._number(DELIVERED), 1) > note.crashes - self._number(CRASHED)
+
+    @property
+    def _noted_attempt(self) -> int:
+        """The first that Postgres does not know to be spent."""
+        return self.note.attempt + 1 if self.note is not None else 0
+
+    @property
+    def _crashed(self) -> int:
+        return max(self._number(CRASHED), self.note.crashes if self.note is not None else 0)
+
+    def _number(self, header: str) -> int:
+        """0 for what is none."""
+        try:
+            return int(self.headers.get(header, 0))
+        except (TypeError, ValueError):
+            return 0
+
     @property
     def history(self) -> list[Any]:
-        """Attempts that have failed, oldest first."""
+        """Attempts that have failed and crashes, oldest first."""
+        said = read_history(self.headers.get(HISTORY))
         noted = read_history(self.note.history) if self.note is not None else []
-        return noted or read_history(self.headers.get(HISTORY))
+        return [*said, *(entry for entry in noted if entry not in said)][-MOST_ENTRIES:]
 
     def renew(self, message: RelayedMessage, attempt: int, wait_seconds: float, history: list[Any]) -> None:
         """Make it what its next attempt begins with."""
-        self.headers = {
-            **self.headers,
-            ATTEMPT: attempt,
-            CRASHES: message.crashes,
-            WAIT: f"{wait_seconds:.3f}",
-            HISTORY: json.dumps(history),
-        }
         self.body = body_with_options(self.body, message)
+        self._say(
+            {
+                ATTEMPT: attempt,
+                CRASHED: self._crashed,
+                WAIT: f"{wait_seconds:.3f}",
+                HISTORY: json.dumps(history),
+            }
+        )
         self.note = None
-        self._say_headers()
 
     def wait_from_now(self, seconds: float) -> None:
-        """So long from when it arrives again."""
-        self.headers = {**self.headers, WAIT: f"{seconds:.3f}"}
-        self._say_headers()
+        """So long from when it arrives again, as a message of its own: of that Postgres is not asked."""
+        noted = {}
+        if self.note is not None:
+            attempt = max(self._number(ATTEMPT), self._noted_attempt)
+            noted = {ATTEMPT: attempt, CRASHED: self._crashed, HISTORY: json.dumps(self.history)}
+        self._say({**noted, WAIT: f"{seconds:.3f}"})
 
     @property
     def wait_seconds(self) -> float:
@@ -135,7 +168,8 @@ class Delivery:
         if self.note is not None:
             self.note = replace(self.note, wait_seconds=0.0)
 
-    def _say_headers(self) -> None:
+    def _say(self, headers: dict[str, Any]) -> None:
+        self.headers = {**self.headers, **headers}
         said = self.properties
         self.properties = BasicProperties(
             content_type=said.content_type,
