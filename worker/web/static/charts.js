@@ -3,6 +3,8 @@
 (() => {
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const HEIGHT = 90;
+  // where the pointer rests in the chart: one that a refresh draws anew says its values there, too
+  let pointer = null;
 
   const draw = (place) => {
     if (place.querySelector(".uplot") || !window.uPlot) return;
@@ -35,6 +37,7 @@
           }
           self.ctx.restore();
         }],
+        setCursor: [(self) => { pointer = self.cursor.left >= 0 ? { left: self.cursor.left, top: self.cursor.top } : null; }],
         // looked at closer, it is not refreshed away
         setScale: [(self, key) => {
           if (key === "x") place.toggleAttribute("data-busy", self.scales.x.min > minutes[0] || self.scales.x.max < 0);
@@ -43,6 +46,7 @@
     }, [minutes, values], place);
     chart.root.setAttribute("aria-hidden", "true"); // the picture of the server has the words
     place.querySelector("svg").classList.add("visually-hidden");
+    if (pointer) chart.setCursor(pointer);
     new ResizeObserver(() => { if (place.isConnected && place.clientWidth) chart.setSize({ width: place.clientWidth, height: HEIGHT }); }).observe(place);
   };
   const drawAll = () => document.querySelectorAll("[data-chart]").forEach(draw);
