@@ -8,13 +8,15 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 
 import pytest
 
+from packhorse.worker.cli import dead_letter
 from packhorse.worker.db.connection import connect
 from packhorse.worker.exits import EXIT_FAILED, EXIT_OK, EXIT_UNAVAILABLE, EXIT_USAGE
 from packhorse.worker.ops.redrive import redrive
-from packhorse.worker.store import dead_letters
+from packhorse.worker.store import browse, dead_letters
 from packhorse.worker.store.dead_letters import Selection
 from tests.support.cli import COMMAND, Cli
 from tests.support.waiting import wait_until
@@ -58,6 +60,47 @@ def test_groups_count_by_cause_and_list_filters(cli, database):
     assert [row["id"] for row in listed] == odd
     assert [row["id"] for row in cli("dead-letter", "list", "--type", "fails", "--json").document] == odd
     assert cli("dead-letter", "groups", "--queue", "nope").code == EXIT_FAILED
+
+
+def test_groups_of_many_letters_are_bounded_and_say_so(database, monkeypatch, capsys):
+    """In this process, with bounds that a small table meets."""
+    for number in range(3):
+        declare = f"select declare_queue('q{number}')"
+        database.query(declare)
+        database.query(
+            "select count(bury_message((enqueue_message(%s, 'effect', '{}')).message_id, null, 'failed', %s))"
+            " from generate_series(1, 20)",
+            f"q{number}",
+            f"Error{number}",
+        )
+    database.query("analyze dead_letters")
+    for name, bound in (("MOST_LETTERS", 0), ("MOST_LETTERS_COUNTED", 30), ("NEWEST_LETTERS", 30)):
+        monkeypatch.setattr(browse, name, bound)
+
+    @contextmanager
+    def here():
+        opened = connect(database.url)
+        yield opened
+        opened.close()
+
+    monkeypatch.setattr("packhorse.worker.cli.dead_letter.database", here)
+    dead_letter.list_groups(None, 50, True)
+    ran = capsys.readouterr()
+    found = json.loads(ran.out)
+    assert [(row["error_class"], row["estimated"]) for row in found] == [
+        (f"Error{number}", True) for number in (2, 1, 0)
+    ]
+    assert ran.err == ""
+    dead_letter.list_groups(None, 50, False)
+    assert "~" in capsys.readouterr().out
+    dead_letter.list_groups("q1", 50, True)
+    ran = capsys.readouterr()
+    assert [row["count"] for row in json.loads(ran.out)] == [11]
+    assert "only the newest 30 dead letters of all queues were looked at" in ran.err
+    monkeypatch.setattr(browse, "MOST_CAUSES", 2)
+    dead_letter.list_groups(None, 50, True)
+    ran = capsys.readouterr()
+    assert len(json.loads(ran.out)) == 2 and "only the first 2 causes by fingerprint" in ran.err
 
 
 def test_edit_shows_the_difference_and_records_who_and_which_keys(cli, database):

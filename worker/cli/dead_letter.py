@@ -41,7 +41,7 @@ from packhorse.worker.errors import WorkerError
 from packhorse.worker.exits import EXIT_FAILED, EXIT_OK
 from packhorse.worker.ops.amounts import Amount
 from packhorse.worker.ops.payloads import difference, read_setting
-from packhorse.worker.store import dead_letters
+from packhorse.worker.store import browse, dead_letters
 from packhorse.worker.store.dead_letters import Selection
 from packhorse.worker.store.filters import DEAD, Term
 from packhorse.worker.store.rows import decoded
@@ -64,6 +64,7 @@ GROUP_COLUMNS = [
     "error_message",
     "last_dead_at",
 ]
+GROUP_FIELDS = (*GROUP_COLUMNS, "estimated", "last_hour", "first_dead_at", "newest_id")
 Id = Annotated[int, typer.Argument(metavar="ID", max=MOST_ID, help="Id of the dead letter.")]
 Ids = Annotated[list[int] | None, typer.Argument(metavar="[ID]...", max=MOST_ID, help="Ids of dead letters.")]
 Fingerprint = Annotated[
@@ -82,13 +83,21 @@ Everything = Annotated[bool, typer.Option("--all", help="All dead letters.")]
 
 @app.command("groups")
 def list_groups(queue: Queue = None, limit: Limit = 50, as_json: AsJson = False) -> int:
-    """Dead letters by cause, most frequent first."""
+    """Dead letters by cause, most frequent first. ~: about, from a sample."""
     with database() as connection:
         found = dead_letters.groups(connection, queue=queue, limit=limit)
     if as_json:
-        print_json(found)
+        print_json([{name: row[name] for name in GROUP_FIELDS} for row in found.rows])
     else:
-        print_rows(found, GROUP_COLUMNS, empty="no dead letters")
+        shown = [{**row, "count": f"~{row['count']}"} if row["estimated"] else row for row in found.rows]
+        print_rows(shown, GROUP_COLUMNS, empty="no dead letters")
+    if not found.is_all:
+        looked = (
+            f"the first {browse.MOST_CAUSES:,} causes by fingerprint"
+            if queue is None
+            else f"the newest {browse.NEWEST_LETTERS:,} dead letters of all queues"
+        )
+        print(f"packhorse: there are many dead letters; only {looked} were looked at", file=sys.stderr)
     return EXIT_OK
 
 

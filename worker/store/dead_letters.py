@@ -15,7 +15,8 @@ from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.queries import Statement, sql
 from packhorse.worker.errors import NotDead, NotFound
 from packhorse.worker.records import Row
-from packhorse.worker.store import filters
+from packhorse.worker.store import browse, filters
+from packhorse.worker.store.browse import Groups
 from packhorse.worker.store.filters import Term
 from packhorse.worker.store.rows import rows, rows_of, value
 from packhorse.worker.store.tallies import Tally, tally
@@ -57,10 +58,14 @@ class Selection:
         }
 
 
-def groups(connection: DeadlineConnection, *, queue: str | None = None, limit: int = 50) -> list[Row]:
-    """Dead letters by cause (fingerprint), most frequent first. Raises UnknownQueue."""
-    found = rows(connection, "dead_letter_groups", {"queue": queue, "limit": limit})
-    if not found:  # dead letters of a queue that nobody has declared are the more to be seen
+def groups(connection: DeadlineConnection, *, queue: str | None = None, limit: int = 50) -> Groups:
+    """Dead letters by cause (fingerprint), most frequent first; bounded on a table of any size. Raises
+    UnknownQueue.
+    """
+    terms = () if queue is None else (Term("queue", "=", (queue,)),)
+    with connection.transaction():  # what it sets for its statements ends with it
+        found = browse.groups(connection, terms, limit)
+    if not found.rows:  # dead letters of a queue that nobody has declared are the more to be seen
         _require_queue(connection, queue)
     return found
 

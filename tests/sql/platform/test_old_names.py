@@ -254,10 +254,7 @@ def test_a_lock_that_a_worker_held_costs_no_try(shared_database: Database, sql: 
     """SPEC P5: neighbours lose no attempt. Nor does what a worker rescues, whoever held it."""
     old_enough_for_rescue(shared_database)
     worker, other = uuid4(), uuid4()
-    sql.rows(
-        "select register_worker(%s, 'host', 1, '1', array['q'], array['effect'], 1, '1 minute')",
-        worker,
-    )
+    sql.rows("select register_worker(%s, 'host', 1, '1', array['q'], array['effect'], 1, '1 minute')", worker)
     sql.rows("update workers set last_seen_at = clock_timestamp() - interval '1 hour'")
     for holder, function in [(worker, "cleanup_stale_message_locks"), (other, "rescue_expired_messages")]:
         message_id = sql.enqueue()

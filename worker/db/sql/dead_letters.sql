@@ -1,11 +1,3 @@
--- name: dead_letter_groups
--- Dead letters by cause, most frequent first.
-select fingerprint, queue, message_type, reason, error_class, error_code, error_message, count, first_dead_at,
-  last_dead_at, oldest_id
-from packhorse.dead_letter_groups
-where (%(queue)s::text is null or queue = %(queue)s)
-order by count desc, last_dead_at desc, fingerprint limit %(limit)s;
-
 -- name: list_dead_letters
 -- Dead letters by filter, newest first.
 select id, queue, message_type, reason, error_class, error_code, left(error_message, 120) as error_message,
