@@ -116,6 +116,45 @@ $$;
 comment on function packhorse.count_undeclared_messages(timestamptz, integer) is
   'Pending messages of queues that nobody has declared; bounded work.';
 
+create or replace function packhorse.count_undeclared_states(p_now timestamptz, p_limit integer default 20000)
+returns table (queue text, state text, messages bigint, estimated boolean, oldest_due timestamptz)
+language sql volatile set enable_seqscan = off set jit = off as $$
+-- The same by state, as count_queue_messages has them of declared queues: also what runs, is blocked or runs
+-- apart. Running and blocked ones are looked for among the first half of p_limit of all queues; when there
+-- are more, those that were found are estimated, too. States that nothing is in are left out.
+  with holders as (
+    (select m.queue::text as name, 'running' as state from packhorse.message_queue m
+     where m.state = 'running' and m.lease_token is not null order by m.id limit p_limit / 2)
+    union all
+    (select m.queue::text, 'blocked' from packhorse.message_queue m where m.state = 'blocked'
+      order by m.conversation_key, m.id limit p_limit / 2)
+  ), found as (
+    select u.queue as name, s.state, case s.state when 'pending' then u.due else u.delayed end as n,
+      u.estimated as cut, case s.state when 'pending' then u.oldest_due end as first_at
+    from packhorse.count_undeclared_messages(p_now, p_limit) u
+    cross join (values ('pending'), ('delayed')) as s (state)
+    union all
+    select m.queue::text, case when m.run_at <= p_now then 'pending' else 'delayed' end, count(*), false,
+      min(m.run_at) filter (where m.run_at <= p_now)
+    from packhorse.message_queue m where m.state = 'pending' and m.crashes >= 2 group by 1, 2
+    union all
+    select h.name, h.state, count(*),
+      sum(count(*)) over (partition by h.state) >= (p_limit / 2)::numeric, null
+    from holders h group by 1, 2
+  ), counted as (
+    select f.name, f.state, sum(f.n)::bigint as n, bool_or(f.cut) as cut, min(f.first_at) as first_at
+    from found f where f.n > 0 and not exists (select from packhorse.queues q where q.name = f.name)
+    group by 1, 2
+  )
+  select c.name, c.state,
+    case when c.cut and c.state in ('running', 'blocked')
+      then greatest(c.n, packhorse.estimated_messages(c.name, c.state, null)) else c.n end,
+    c.cut, c.first_at
+  from counted c order by 1, 2;
+$$;
+comment on function packhorse.count_undeclared_states(timestamptz, integer) is
+  'Live messages of queues that nobody has declared, by queue and state; bounded work.';
+
 create or replace function packhorse.count_bound(p_table text, p_each integer, p_together integer)
 returns integer
 language sql stable as $$

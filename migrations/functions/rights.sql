@@ -133,8 +133,9 @@ language sql stable as $$
         'conversation_holders', 'rate_tokens_at', 'worker_problems', 'fleet_statistics',
         'retry_span', 'message_backoff', 'bounded_delay', 'require_queue',
         'partition_ends', 'endpoint_states', 'snapshots_are_visible', 'oldest_snapshot_seconds',
-        'count_queue_messages', 'count_undeclared_messages', 'estimated_messages', 'count_dead_letters',
-        'estimated_dead_letters', 'count_bound', 'has_platform_table', 'maintenance_gates', 'message_uuid',
+        'count_queue_messages', 'count_undeclared_messages', 'count_undeclared_states',
+        'estimated_messages', 'count_dead_letters', 'estimated_dead_letters', 'count_bound',
+        'has_platform_table', 'maintenance_gates', 'message_uuid',
         'message_id_of', 'archive_reading', 'recent_ends', 'ends_by_hour', 'health_level', 'health_worst',
         'health_count', 'health_duration', 'refuse_argument',
         'own_objects', 'differing_rights', 'wanted_queue_rights', 'queue_rights')

@@ -170,17 +170,26 @@ def test_queues_are_counted_as_the_view_counts_them_and_what_is_much_is_estimate
         ("default", "pending", None, "1 hour", 3),
         ("default", "blocked", "k", "0", 2),
         ("undeclared", "pending", None, "-1 s", 4),
+        ("held", "blocked", "h", "0", 3),
+        ("held", "pending", None, "0", 1),
+        ("apart", "pending", None, "-1 s", 2),
     ):
         database.query(many, *row)
+    database.query("update message_queue set crashes = 2 where queue = 'apart'")
+    database.query(
+        "select acquire_message_lock(min(id), gen_random_uuid()) from message_queue"
+        " where queue = 'held' and state = 'pending'"
+    )
     database.query("select bury_message(min(id), null, 'rejected', 'E', 'no') from message_queue")
     columns = ("queue", "paused", "pending", "delayed", "blocked", "running", "dead")
     view = database.query(f"select {', '.join(columns)} from message_queue_health order by queue")
     found = cli("queue", "list", "--json").document
-    assert [tuple(row[name] for name in columns) for row in found] == view and len(view) == 2
-    assert found[0]["oldest_due_seconds"] >= 5 and [row["estimates"] for row in found] == [[], []]
+    assert [tuple(row[name] for name in columns) for row in found] == view and len(view) == 4
+    assert found[1]["oldest_due_seconds"] >= 5 and all(row["estimates"] == [] for row in found)
+    assert view[2] == ("held", False, 0, 0, 3, 1, 0) and found[2]["oldest_running_seconds"] > 0
     database.query(many, "default", "pending", None, "-1 s", 12_000)
     database.query("analyze message_queue")
-    assert "pending" in cli("queue", "list", "--json").document[0]["estimates"]
+    assert "pending" in cli("queue", "list", "--json").document[1]["estimates"]
     assert "~1" in cli("queue", "list").out
 
 

@@ -409,6 +409,7 @@ def test_a_reader_can_call_nothing_that_changes_a_row(shared_database: Database)
         "count_dead_letters",
         "count_queue_messages",
         "count_undeclared_messages",
+        "count_undeclared_states",
         "ends_by_hour",
         "estimated_dead_letters",
         "estimated_messages",

@@ -7,11 +7,9 @@ with live as (
   from packhorse.count_queue_messages(
     clock_timestamp(), packhorse.count_bound('message_queue', %(each)s, %(together)s)) c
   union all
-  select u.queue, s.state, case s.state when 'pending' then u.due else u.delayed end, u.estimated,
-    u.oldest_due
-  from packhorse.count_undeclared_messages(
+  select u.queue, u.state, u.messages, u.estimated, u.oldest_due
+  from packhorse.count_undeclared_states(
     clock_timestamp(), packhorse.count_bound('message_queue', %(each)s, %(together)s)) u
-  cross join (values ('pending'), ('delayed')) s (state)
   union all
   select d.queue, 'dead', d.messages, d.estimated, null
   from packhorse.count_dead_letters(packhorse.count_bound('dead_letters', %(each)s, %(together)s)) d

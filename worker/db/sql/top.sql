@@ -1,20 +1,22 @@
 -- name: top_queues
 -- Live messages by queue and state, bounded per queue and for all together; ages by the database's clock.
 -- Queues that nobody has declared, too. estimates: the states whose number is the planner's.
-with bound as (select packhorse.count_bound('message_queue', %(limit)s, %(total)s) as of_each)
-select c.queue, q.paused_at is not null as paused, max(c.messages) filter (where c.state = 'pending') as due,
-  max(c.messages) filter (where c.state = 'delayed') as delayed,
-  max(c.messages) filter (where c.state = 'running') as running,
-  max(c.messages) filter (where c.state = 'blocked') as blocked,
+with bound as (select packhorse.count_bound('message_queue', %(limit)s, %(total)s) as of_each),
+counted as (
+  select c.* from bound b cross join packhorse.count_queue_messages(clock_timestamp(), b.of_each) c
+  union all
+  select u.* from bound b cross join packhorse.count_undeclared_states(clock_timestamp(), b.of_each) u
+)
+select c.queue, q.paused_at is not null as paused,
+  coalesce(max(c.messages) filter (where c.state = 'pending'), 0) as due,
+  coalesce(max(c.messages) filter (where c.state = 'delayed'), 0) as delayed,
+  coalesce(max(c.messages) filter (where c.state = 'running'), 0) as running,
+  coalesce(max(c.messages) filter (where c.state = 'blocked'), 0) as blocked,
   extract(epoch from clock_timestamp() - min(c.oldest_due))::float8 as oldest_due_seconds,
   bool_or(c.estimated) as estimated,
-  coalesce(array_agg(c.state) filter (where c.estimated), '{}') as estimates, true as declared
-from bound b cross join packhorse.count_queue_messages(clock_timestamp(), b.of_each) c
-join packhorse.queues q on q.name = c.queue group by c.queue, q.paused_at
-union all
-select u.queue, false, u.due, u.delayed, 0, 0, extract(epoch from clock_timestamp() - u.oldest_due)::float8,
-  u.estimated, case when u.estimated then array['pending', 'delayed'] else '{}' end, false
-from bound b cross join packhorse.count_undeclared_messages(clock_timestamp(), b.of_each) u
+  coalesce(array_agg(c.state order by c.state) filter (where c.estimated), '{}') as estimates,
+  q.name is not null as declared
+from counted c left join packhorse.queues q on q.name = c.queue group by c.queue, q.name
 order by 3 desc, 1;
 
 -- name: top_workers
