@@ -17,6 +17,7 @@ from tests.support.harness import House
 from tests.support.pgbouncer import PROGRAM, PgBouncer
 from tests.support.redis import Redis
 from tests.support.waiting import wait_until
+from tests.web.test_enqueue_api import ORDER, Api
 
 pytestmark = pytest.mark.slow
 
@@ -124,6 +125,26 @@ def test_a_producer_publishes_after_its_commit_and_only_when_somebody_sleeps(dat
         producer.enqueue(effect("watched"))
         producer.enqueue_many([effect("watched")])
         assert published() == []
+
+
+@pytest.mark.parametrize("redis_answers", [True, False])
+def test_the_http_door_publishes_when_somebody_sleeps_and_fails_for_no_redis(
+    database, redis, producer, published, redis_answers
+):
+    api = Api(database, wakeups="redis", redis_url=redis.url)
+    try:
+        assert api.post(ORDER).status_code == 201
+        assert published() == []
+        with connect(database.url) as worker:
+            store.announce_sleep(worker, ["orders"], 60)
+        if not redis_answers:
+            redis.kill()
+        sent = [api.post([ORDER, ORDER]), api.post(ORDER), api.post({**ORDER, "queue": "mail"})]
+        assert [answer.status_code for answer in sent] == [201] * 3
+        assert api.post({**ORDER, "queue": "secret"}).status_code == 403
+        assert not redis_answers or published() == ["orders"] * 2
+    finally:
+        api.close()
 
 
 @pytest.mark.parametrize("fails", [False, True], ids=["committed", "rolled back"])

@@ -17,6 +17,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -24,10 +25,12 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from packhorse.worker.broker.waking import Waking
 from packhorse.worker.db.pool import ConnectionPool
 from packhorse.worker.db.sessions import open_work
 from packhorse.worker.errors import InvalidArgument, StoreConflict, StoreError, StoreUnavailable
 from packhorse.worker.store import tokens
+from packhorse.worker.store.wakes import wake_channels
 from packhorse.worker.web.access import Refused
 from packhorse.worker.web.openapi import document
 from packhorse.worker.web.reading import Site
@@ -100,6 +103,10 @@ class EnqueueApi:
 
     def __init__(self, site: Site, check_way: Callable[[HTTPConnection], None]) -> None:
         self._check_way = check_way
+        self._settings = site.settings
+        self._waking = Waking()
+        if site.settings.producers_publish:
+            self._waking.tell(site.settings, set())  # what is no Redis URL is said at the start
         self._rates = Rates(site.settings.web_api_rate)
         self._pool = ConnectionPool(lambda: open_work(site.settings, "api", url=site.url), CONNECTIONS)
         self._threads = ThreadPoolExecutor(CONNECTIONS, "web-api")
@@ -160,16 +167,32 @@ class EnqueueApi:
             )
         # as it came, when nothing was added: numbers keep their digits
         text = json.dumps(messages) if key is not None else f"[{body}]" if alone else body
+        queues = {str(one["queue"]) for one in messages if isinstance(one, dict) and "queue" in one}
         found = await asyncio.get_running_loop().run_in_executor(
-            self._threads, partial(self._store, token, text)
+            self._threads, partial(self._store, token, text, queues)
         )
         made = [{"id": message_id, "duplicate": duplicate} for message_id, duplicate in found]
         status = 200 if all(one["duplicate"] for one in made) else 201
         return JSONResponse(made[0] if alone else {"messages": made}, status, {"Cache-Control": "no-store"})
 
-    def _store(self, token: str, text: str) -> list[tuple[int, bool]]:
+    def _store(self, token: str, text: str, queues: set[str]) -> list[tuple[int, bool]]:
+        """In a thread. queues: of the messages."""
         with self._pool.connection() as connection:
-            return tokens.enqueue(connection, token, text)
+            found = tokens.enqueue(connection, token, text)
+        self._wake(sorted(queues))
+        return found
+
+    def _wake(self, queues: list[str]) -> None:
+        """By Redis, where producers publish. The messages are committed, and a worker that sleeps would find
+        them with its next poll: what goes wrong here fails no request.
+        """
+        wakes = self._waking.new(self._settings)
+        if wakes is None:
+            return
+        with suppress(StoreError):
+            with self._pool.connection() as connection:
+                wakes |= wake_channels(connection, queues)
+            self._waking.publish(self._settings, wakes)
 
 
 def _token(request: Request) -> str:
