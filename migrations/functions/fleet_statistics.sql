@@ -367,6 +367,18 @@ $$;
 comment on function packhorse.schedule_statistics(timestamptz) is
   'Lag, misses and last success of schedules, rows and last success of maintenance tasks, progress of backfills.';
 
+create or replace function packhorse.queue_statistics() returns jsonb
+language sql stable as $$
+-- For /metrics: which queues are paused, and which are forwarded.
+  select jsonb_build_object('queue_paused',
+    jsonb_agg(jsonb_build_object('queue', q.name, 'value', (q.paused_at is not null)::integer)),
+    'queue_forwarded',
+    jsonb_agg(jsonb_build_object('queue', q.name, 'value', 1)) filter (where q.forward is not null))
+  from packhorse.queues q;
+$$;
+comment on function packhorse.queue_statistics() is
+  'Which queues are paused or forwarded, for metrics.';
+
 create or replace function packhorse.refresh_fleet_statistics(p_max_age interval default '15 seconds')
 returns boolean
 language plpgsql as $$
@@ -405,9 +417,6 @@ begin
       'value', coalesce(greatest(extract(epoch from v_now - b.blocked_since), 0), 0)))
   into v_blocked, v_blocked_age from packhorse.count_blocked_conversations() b;
   v_rest := jsonb_build_object(
-    'queue_paused',
-    (select jsonb_agg(jsonb_build_object('queue', q.name, 'value', (q.paused_at is not null)::integer))
-      from packhorse.queues q),
     'conversations_blocked', v_blocked, 'conversation_blocked_age_seconds', v_blocked_age,
     'dead_letters', (select jsonb_agg(jsonb_build_object('queue', q.name, 'value', d.n))
       from packhorse.queues q cross join lateral (
@@ -425,7 +434,7 @@ begin
       from (values ('running'), ('quiet'), ('draining'), ('silent')) as s (state)));
   update packhorse.fleet_statistics set refreshed_at = v_now, took = clock_timestamp() - v_now,
     statistics = jsonb_build_object('queue_messages', v_messages, 'queue_oldest_due_age_seconds', v_due)
-      || v_rest || packhorse.table_statistics(v_now)
+      || v_rest || packhorse.queue_statistics() || packhorse.table_statistics(v_now)
       || packhorse.schedule_statistics(v_now) || packhorse.service_statistics()
         || packhorse.scope_statistics(v_now);
   return true;

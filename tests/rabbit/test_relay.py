@@ -16,6 +16,7 @@ import pytest
 from packhorse.worker.amqp.envelope import RelayedMessage
 from packhorse.worker.amqp.topology import ForwardedQueue
 from tests.rabbit.conftest import Vhost
+from tests.support.http import free_port, metric
 from tests.support.postgres import Database
 from tests.support.rabbitmq import Node, Place
 from tests.support.waiting import wait_until
@@ -283,6 +284,35 @@ def test_a_queue_that_somebody_has_deleted_is_declared_again(
     wait_until(lambda: all_done(database, 60), 30, "published")
     assert {message.id for message in taken(vhost.url)} == set(ids)
     assert "relay_refused" in relay.log
+
+
+def test_a_relay_shows_what_rabbitmq_has_and_who_consumes_it(
+    database: Database, own_rabbit: Node, start: Start
+) -> None:
+    forward(database)
+    port, url = free_port(), own_rabbit.url()
+    start(url=url, metrics_port=port, fleet_seconds=1)
+    put(database, 7)
+    put(database, 6, keys=3)
+
+    def shown() -> tuple[float | None, float | None]:
+        return tuple(metric(port, f"amqp_{name}", queue="orders") for name in ("messages", "consumers"))  # type: ignore[return-value]
+
+    wait_until(lambda: shown() == (13, 0), 60, "nobody consumes")
+    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+        channel = connection.channel()
+        channel.basic_qos(prefetch_count=1)
+        parts = ["orders", *ForwardedQueue("orders", PARTITIONS).partition_names]
+        for name in parts[:-1]:
+            channel.basic_consume(name, lambda *_: None)
+        wait_until(
+            lambda: connection.process_data_events(0.1) or shown()[0] in range(13), 60, "some are taken"
+        )
+        assert shown()[1] == 0, "of one partition there is no consumer"
+        channel.basic_consume(parts[-1], lambda *_: None)
+        wait_until(lambda: connection.process_data_events(0.1) or shown()[1] == 1, 60, "of each there is one")
+    own_rabbit.kill()
+    wait_until(lambda: shown() == (None, None), 60, "nobody knows")
 
 
 # -- which queues --------------------------------------------------------------------------------------

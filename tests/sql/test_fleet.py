@@ -45,8 +45,15 @@ def test_messages_are_counted_by_queue_and_state(sql: Sql) -> None:
     assert not any(row["estimated"] for row in found["queue_messages"])
     assert 59 < by(found["queue_oldest_due_age_seconds"], queue="q") < 120, "one that runs apart counts, too"
     assert by(found["queue_paused"], queue="q") == 1
+    assert found["queue_forwarded"] is None
     assert by(found["conversations_blocked"], queue="q") == 1
     assert by(found["dead_letters"], queue="q") == 0
+
+
+def test_queues_that_are_forwarded_are_named(sql: Sql) -> None:
+    sql.rows("select declare_queue('r')")
+    sql.set_queue("r", forward="amqp")
+    assert counted(sql)["queue_forwarded"] == [{"queue": "r", "value": 1}]
 
 
 def test_a_queue_without_messages_is_shown_with_zeros(sql: Sql) -> None:

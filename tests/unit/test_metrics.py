@@ -28,6 +28,7 @@ FLEET_STATISTICS = {
     "queue_messages": [{"queue": "q", "state": "pending", "value": 3}],
     "queue_oldest_due_age_seconds": [{"queue": "q", "value": 1.5}],
     "queue_paused": [{"queue": "q", "value": 0}],
+    "queue_forwarded": [{"queue": "q", "value": 1}],
     "conversations_blocked": [{"queue": "q", "value": 0}],
     "conversation_blocked_age_seconds": [{"queue": "q", "value": 0}],
     "dead_letters": [{"queue": "q", "value": 1}],
@@ -85,7 +86,7 @@ def rendered(fleet_stats, fleet=None):
     return samples(render(FleetCollector(fleet_stats, "1.2.3", fleet))[0].decode())
 
 
-#: Shown once they have something to say: a duty that fails, a step, actors that are `async def`.
+#: Shown once they have something to say: a duty that fails, a step, actors that are `async def`, a relay.
 ONLY_WHEN_USED = {
     "duty_failing_seconds",
     "steps_total",
@@ -93,6 +94,8 @@ ONLY_WHEN_USED = {
     "worker_busy_coroutines",
     "event_loop_blocked_total",
     "event_loop_blocked_seconds_total",
+    "amqp_messages",
+    "amqp_consumers",
 }
 
 
@@ -361,7 +364,7 @@ def test_series_are_bounded_whatever_the_names(children):
     found = rendered(fleet_stats)
     for name, definition in DEFINITIONS.items():
         for label, places in (("queue", QUEUES), ("actor", ACTORS)):
-            if label in definition.labels and definition in PROCESS:
+            if label in definition.labels and definition in PROCESS and not name.startswith("amqp_"):
                 values = {
                     dict(labels)[label] for sample, labels in found if sample in (name, f"{name}_count")
                 }
@@ -384,6 +387,30 @@ def test_a_queue_that_is_not_configured_counts_as_other():
     meter.done([a_message("from user input", "whatever")])
     meter.publish()
     assert rendered(fleet_stats)["messages_finished_total", (("outcome", "done"), ("queue", "other"))] == 1
+
+
+def test_what_rabbitmq_has_is_shown_of_named_queues_and_forgotten_when_nobody_knows():
+    fleet_stats = FleetStats(2)
+    relay = fleet_stats.children[1]
+    relay.name(["q1", "q2"], [])
+    relay.show_on_broker({"q1": (0, 0), "q2": (12, 3), "unnamed": (9, 9)})
+    found = rendered(fleet_stats)
+    shown = {
+        (name, dict(labels)["queue"]): value
+        for (name, labels), value in found.items()
+        if name.startswith("amqp_")
+    }
+    assert shown == {
+        ("amqp_messages", "q1"): 0,
+        ("amqp_consumers", "q1"): 0,
+        ("amqp_messages", "q2"): 12,
+        ("amqp_consumers", "q2"): 3,
+    }
+    assert relay.ticks() == {}, "it stands beside the ticks"
+    relay.show_on_broker({"q2": (1, 1)})
+    assert ("amqp_messages", (("queue", "q1"),)) not in rendered(fleet_stats)
+    relay.clear()
+    assert relay.on_broker() == {}
 
 
 def test_names_survive_what_people_call_things():
@@ -409,6 +436,7 @@ def test_every_defined_metric_is_rendered_with_its_type_and_labels():
     fleet_stats.duties.failing("fleet", "42501")
     fleet_stats.children[0].totals[layout.STEPS] = 1
     fleet_stats.children[0].states[layout.COROUTINES] = 10
+    fleet_stats.children[0].show_on_broker({"q0": (7, 1)})
     text = render(FleetCollector(fleet_stats, "1", (FLEET_STATISTICS, 2.0)))[0].decode()
     found = samples(text)
     for name, definition in DEFINITIONS.items():
@@ -425,7 +453,7 @@ def test_every_defined_metric_is_rendered_with_its_type_and_labels():
     assert {dict(labels)["part"] for name, labels in found if name == "observability_errors_total"} == set(
         PARTS
     )
-    assert found["fleet_age_seconds", ()] == 2.0 and len(FLEET) == 29
+    assert found["fleet_age_seconds", ()] == 2.0 and len(FLEET) == 30
 
 
 @pytest.mark.skipif(

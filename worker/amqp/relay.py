@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from packhorse.worker.amqp.connection import BrokerAway, declare_queues
+from packhorse.worker.amqp.depths import Depths
 from packhorse.worker.amqp.relay_pool import RelayPool
 from packhorse.worker.broker.postgres import PostgresBroker
 from packhorse.worker.config import Settings
@@ -105,12 +106,21 @@ class RelayProcess(WorkerProcess):
             self.stats.duties,
         )
         self._pools.append(relay)
+        self._depths = Depths(self.settings, relay.queues, self.stats)
         return super()._feeder([Kind(relay, [])], hooks, meter, running)
 
     def _watch(self) -> None:
         super()._watch()
         self.timekeeper.pool_ticked = lambda now: None  # that of threads; ours ticks itself
         self.relay.ticked = partial(self.stats.tick, "pool")
+
+    def _start_services(self) -> None:
+        super()._start_services()
+        self._depths.start()
+
+    def drain(self) -> None:
+        self._depths.stop()  # not waited for: it may be asking a broker that does not answer
+        super().drain()
 
     def _on_forwarded(self, queues: Sequence[str]) -> None:
         """Fetcher: the queues that are forwarded now."""

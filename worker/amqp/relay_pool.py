@@ -82,6 +82,10 @@ class RelayPool:
 
     # -- what the fetcher and the process ask --------------------------------------------------------
     @property
+    def queues(self) -> list[str]:
+        return list(self._queues)
+
+    @property
     def running(self) -> int:
         """Those that the broker has, or has refused. As many as there may be while it takes none."""
         publisher = self._publisher

@@ -97,6 +97,18 @@ PROCESS = [
         "gauge",
         "1 when wake-ups reach every process; without them messages are found by polling.",
     ),
+    Definition(
+        "amqp_messages",
+        "gauge",
+        "Messages of a forwarded queue that RabbitMQ has and no worker yet, those that wait for a time left out; of relays.",
+        ("queue",),
+    ),
+    Definition(
+        "amqp_consumers",
+        "gauge",
+        "Consumers of a forwarded queue on RabbitMQ, of that part of it that has the fewest; of relays.",
+        ("queue",),
+    ),
     Definition("process_restarts_total", "counter", "Worker processes that were replaced.", ("reason",)),
     Definition("build_info", "gauge", "Always 1; the version is in the label.", ("version",)),
     Definition(
@@ -114,6 +126,12 @@ FLEET = [
         "queue_oldest_due_age_seconds", "gauge", "How long the oldest due message has waited.", ("queue",)
     ),
     Definition("queue_paused", "gauge", "1 when the queue is paused.", ("queue",)),
+    Definition(
+        "queue_forwarded",
+        "gauge",
+        "1 when the queue is forwarded to RabbitMQ; absent when it is not.",
+        ("queue",),
+    ),
     Definition(
         "conversations_blocked",
         "gauge",

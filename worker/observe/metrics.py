@@ -175,6 +175,12 @@ def _process_metrics(fleet_stats: FleetStats, totals: Totals, version: str, now:
         "listen_connected",
         [((), float(bool(registered) and all(states[layout.LISTENING] for states in registered)))],
     )
+    on_broker: dict[str, tuple[int, int]] = {}
+    for stats in fleet_stats.children:  # each relay of this parent sees the same, a moment apart
+        on_broker.update(stats.on_broker())
+    if on_broker:
+        yield _of("amqp_messages", (((name,), messages) for name, (messages, _) in on_broker.items()))
+        yield _of("amqp_consumers", (((name,), consumers) for name, (_, consumers) in on_broker.items()))
     yield _of(
         "process_restarts_total",
         (((reason,), fleet_stats.cells[cells.RESTART + index]) for index, reason in enumerate(RESTARTS)),

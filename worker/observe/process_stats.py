@@ -15,7 +15,7 @@ from __future__ import annotations
 import mmap
 import os
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from uuid import uuid4
 
 from packhorse.worker import forks
@@ -60,7 +60,9 @@ NAME_BYTES = 128
     ISOLATED_AT,
 ) = range(10)
 ENDED_WITH, NO_THREADS, QUIET, DRAIN_ASKED, TICKS = 10, 11, 12, 13, 14
-STATES = TICKS + len(LOOPS)
+# of a relay, per queue: messages that RabbitMQ has, and their consumers; plus one, for 0 is "not known"
+ON_BROKER = TICKS + len(LOOPS)
+STATES = ON_BROKER + 2 * QUEUES
 
 
 def width(bounds: tuple[float, ...]) -> int:
@@ -171,7 +173,26 @@ class ProcessStats:
 
     def ticks(self) -> dict[str, float]:
         """Monotonic time of the last tick of each loop that runs."""
-        return {loop: at for loop, at in zip(LOOPS, self.states[TICKS:], strict=True) if at}
+        return {loop: at for loop, at in zip(LOOPS, self.states[TICKS:ON_BROKER], strict=True) if at}
+
+    def show_on_broker(self, found: Mapping[str, tuple[int, int]]) -> None:
+        """What RabbitMQ has: (messages, consumers) by queue, of those whose names have places here; nothing
+        is known of others.
+        """
+        cells = array("d", bytes(2 * QUEUES * 8))
+        for place, name in enumerate(self.queues.read()):
+            if place and name in found:
+                messages, consumers = found[name]
+                cells[place], cells[QUEUES + place] = messages + 1, consumers + 1
+        self.states[ON_BROKER:] = cells
+
+    def on_broker(self) -> dict[str, tuple[int, int]]:
+        """The same, read."""
+        return {
+            name: (int(self.states[ON_BROKER + place]) - 1, int(self.states[ON_BROKER + QUEUES + place]) - 1)
+            for place, name in enumerate(self.queues.read())
+            if self.states[ON_BROKER + place]
+        }
 
     def name(self, queues: Iterable[str], actors: Iterable[str]) -> tuple[dict[str, int], dict[str, int]]:
         """Give places to the names of a process; place by name."""
