@@ -84,19 +84,17 @@ $$;
 comment on function packhorse.claim_one_by_one(bigint[], uuid, timestamptz, interval, text, text)
   is 'Used by the claim: lease each row of a refused batch alone; one that never can becomes a dead letter.';
 
-create or replace function packhorse.finish_and_pick(
-  p_ids bigint[], p_tokens bigint[], p_queues text[], p_limit integer, p_types text[], p_cursor timestamptz[],
-  p_until timestamptz[], p_isolated boolean, p_first bigint[], p_forward text,
+create or replace function packhorse.finish_before_claim(
+  p_ids bigint[], p_tokens bigint[], p_limit integer, p_types text[], p_first bigint[],
   out now timestamptz, out types text[], out lost bigint[], out first_ids bigint[], out ids bigint[],
   out next_at timestamptz
 )
 language plpgsql as $$
--- Used by the claim: everything before the lease. types: p_types, patterns first. lost: of p_ids, those whose
--- completion came too late. first_ids: p_first and those whose conversation goes on now. ids: chosen and
--- locked. next_at: when a look may find what this one did not (pick_from_queues).
+-- Used by the claim: everything before it chooses. types: p_types, patterns first. lost: of p_ids, those
+-- whose completion came too late. first_ids: p_first and those whose conversation goes on now. ids, next_at:
+-- null, nothing has been chosen (pick_from_queues).
 declare
   v_done record;
-  v_pick record;
 begin
   types := p_types;
   first_ids := p_first;
@@ -115,16 +113,11 @@ begin
     if right(types[1], 1) <> '*' and types::text like '%*%' then
       types := packhorse.patterns_first(types);
     end if;
-    v_pick := packhorse.pick_from_queues(
-      p_queues, p_limit, types, p_cursor, p_until, p_isolated, first_ids, p_forward, now);
-    ids := v_pick.ids;
-    next_at := v_pick.next_at;
   end if;
 end
 $$;
-comment on function packhorse.finish_and_pick(bigint[], bigint[], text[], integer, text[], timestamptz[],
-  timestamptz[], boolean, bigint[], text)
-  is 'Used by the claim: complete what is done, then choose and lock what may start.';
+comment on function packhorse.finish_before_claim(bigint[], bigint[], integer, text[], bigint[])
+  is 'Used by the claim: complete what is done, before it chooses what may start.';
 
 create or replace function packhorse.complete_and_claim_messages(
   p_ids bigint[], p_tokens bigint[], p_holder uuid, p_queues text[], p_limit integer,
@@ -143,7 +136,7 @@ language plpgsql set enable_seqscan = off set jit = off
 -- conversation goes on with this very call are among them anyway. p_forward: see queue_goes_to.
 -- The rows are returned from the UPDATE itself: a function around it would copy each of them once more.
 declare
-  v record;
+  v record; v_pick record;
   v_leased integer := 0;
   v_hints packhorse.claim_answer;
 begin
@@ -151,16 +144,20 @@ begin
       and p_holder is not null and p_queues is not null) is not true then
     perform packhorse.check_claim_arguments(p_holder, p_queues, p_limit, p_lease);
   end if;
-  v := packhorse.finish_and_pick(
-    p_ids, p_tokens, p_queues, p_limit, p_types, p_cursor, p_until, p_isolated, p_first, p_forward);
-  if cardinality(v.ids) > 0 then
+  v := packhorse.finish_before_claim(p_ids, p_tokens, p_limit, p_types, p_first);
+  v_pick := v;
+  if p_limit > 0 then
+    -- Chosen and leased in one subtransaction: the lock of one and the update of another are a multixact, and
+    -- a dead row of that kind keeps its index entries until its page is pruned or vacuumed.
     begin
+      v_pick := packhorse.pick_from_queues(
+        p_queues, p_limit, v.types, p_cursor, p_until, p_isolated, v.first_ids, p_forward, v.now);
       return query
       with claimed as (
         update packhorse.message_queue m
         set state = 'running', attempt = m.attempt + 1, lease_holder = p_holder, claimed_at = v.now,
             lease_token = nextval('packhorse.message_lease_token_seq'), lease_expires_at = v.now + p_lease
-        where m.id = any (v.ids) and m.state = 'pending'
+        where m.id = any (v_pick.ids) and m.state = 'pending'
         returning m.id, m.lease_token, m.queue, m.message_type, m.payload, case when m.attempt > 1
           then packhorse.retried_options(m.options, m.history) else m.options end as options,
           m.priority, m.attempt, m.max_attempts, m.crashes, m.conversation_key, m.correlation_id,
@@ -176,15 +173,18 @@ begin
       when unique_violation then
         null; -- two claims started different messages of one conversation at once
       when others then -- one row that cannot be leased must not keep the others from it
+        v_pick := packhorse.pick_from_queues(
+          p_queues, p_limit, v.types, p_cursor, p_until, p_isolated, v.first_ids, p_forward, v.now);
         return query select null::jsonb, c.*
-        from packhorse.claim_one_by_one(v.ids, p_holder, v.now, p_lease, sqlstate, sqlerrm) c;
+        from packhorse.claim_one_by_one(v_pick.ids, p_holder, v.now, p_lease, sqlstate, sqlerrm) c;
         get diagnostics v_leased = row_count;
     end;
   end if;
-  v_hints.hints := packhorse.claim_hints(v.lost, v.first_ids, case when v_leased > 0 then v.ids else '{}' end,
-    p_queues, v.types, p_limit, p_isolated, p_forward, cardinality(p_ids) = 0,
+  v_hints.hints := packhorse.claim_hints(
+    v.lost, v.first_ids, case when v_leased > 0 then v_pick.ids else '{}' end, p_queues, v.types,
+    p_limit, p_isolated, p_forward, cardinality(p_ids) = 0,
     -- what was in the way of a lease will not be next time
-    case when v_leased < cardinality(v.ids) then v.now else v.next_at end, v.now);
+    case when v_leased < cardinality(v_pick.ids) then v.now else v_pick.next_at end, v.now);
   if v_hints.hints is not null then
     return next v_hints;
   end if;

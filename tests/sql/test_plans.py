@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.sql.client import HOLDER, OTHER, Sql
+from tests.sql.client import HOLDER, OTHER, Lease, Sql
 from tests.sql.plans import Plan, Statement, explain, prepare, run_plan, statement_of
 from tests.support.postgres import Database
 
@@ -402,3 +402,24 @@ def test_what_runs_elsewhere_costs_a_claim_of_conversations_nothing(
         and "message_queue_running_idx" not in plan.indexes
     ), plan.text
     assert plan.touched <= 6 * BATCH, plan.text
+
+
+def test_what_is_claimed_and_done_is_not_looked_at_again_before_a_vacuum(
+    own_clients: Callable[..., Sql], any_database: Database
+) -> None:
+    """A scan marks the index entries of dead rows, and the next one passes over them. It does not for rows that
+    one transaction locked and a part of it updated: their xmax is a multixact.
+    """
+    make_backlog(any_database, 0, "none")
+    any_database.query(  # not in the order of the pages, so that one claim prunes little of many
+        "insert into message_queue (queue, message_type, run_at) select 'q', 'effect', "
+        "clock_timestamp() - n * 7919 % 2000 * interval '1 second' from generate_series(1, 2000) n"
+    )
+    any_database.query("vacuum analyze message_queue")
+    sql, looking = own_clients(), own_clients()
+    leases: list[Lease] = []
+    for _ in range(100):
+        sql.complete(*leases)
+        leases = sql.claim(10)
+    run_plan(looking, pick(looking), PICK)
+    assert run_plan(looking, pick(looking), PICK | {"v_want": 1}).buffers < 50
