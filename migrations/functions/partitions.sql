@@ -194,6 +194,7 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp set lock
 -- takes SHARE UPDATE EXCLUSIVE on the parent: readers and writers go on. While somebody else has that for
 -- long (DETACH CONCURRENTLY behind a dump) it fails with 55P03, and the next call makes them.
 declare
+  v_today constant date := (clock_timestamp() at time zone 'UTC')::date;
   v_day date;
   v_table regclass;
   v_name text;
@@ -203,8 +204,8 @@ begin
     perform packhorse.refuse_argument('days_ahead', 'must be between 0 and 60');
   end if;
   perform pg_advisory_xact_lock(hashtext('packhorse message_archive'));
-  for v_day in select d::date from generate_series((clock_timestamp() at time zone 'UTC')::date,
-      (clock_timestamp() at time zone 'UTC')::date + p_days_ahead, interval '1 day') d loop
+  -- a series of dates would be one of the session's midnights, and a day whose midnight is none ends it early
+  for v_day in select v_today + n from generate_series(0, p_days_ahead) n loop
     continue when packhorse.partition_covers('packhorse.message_archive', v_day::timestamp at time zone 'UTC',
       (v_day + 1)::timestamp at time zone 'UTC');
     v_name := 'message_archive_' || to_char(v_day, 'YYYYMMDD');

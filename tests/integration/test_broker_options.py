@@ -14,6 +14,7 @@ from dramatiq.middleware import Retries as StockRetries
 
 import packhorse
 from packhorse.worker.errors import WorkflowError
+from tests.support.calendar import days_to_another_offset
 from tests.support.harness import House, quick_settings
 from tests.support.waiting import wait_until
 
@@ -417,6 +418,21 @@ def test_the_errors_are_recorded_under_dramatiqs_own_retries(house):
     assert [(entry["error_class"], entry["error_message"]) for entry in history] == [
         ("LookupError", "not here")
     ] * 2
+
+
+def test_a_delay_of_a_bulk_is_as_long_when_the_clock_changes_meanwhile(database, monkeypatch):
+    monkeypatch.setenv("PGTZ", "Europe/Berlin")
+    house = House("dramatiq-worker", database, monkeypatch)
+
+    @dramatiq.actor
+    def say():
+        pass
+
+    days = days_to_another_offset("Europe/Berlin", 1)
+    house.broker.enqueue_many([say.message_with_options(delay=days * 86_400_000)])
+    house.stop()
+    late = "select extract(epoch from run_at - created_at) - %s * 86400.0 from message_queue"
+    assert -60 < database.value(late, days) < 60
 
 
 def test_a_middleware_that_breaks_does_not_break_a_bulk_enqueue(house, caplog):

@@ -20,6 +20,7 @@ from packhorse.worker.states import State
 from packhorse.worker.store import dead_letters
 from packhorse.worker.store.dead_letters import Selection
 from packhorse.worker.store.filters import DEAD, KNOWN
+from tests.support.calendar import days_to_another_offset
 from tests.support.cli import Cli
 from tests.support.postgres import Database
 from tests.support.waiting import wait_until
@@ -145,6 +146,22 @@ def test_a_count_says_queues_oldest_and_what_runs(database: Database, connection
         "what runs can be cancelled, too"
     )
     assert counted.oldest is not None and counted.oldest <= counted.at
+
+
+def test_an_age_across_a_change_of_the_clock_is_what_has_passed(
+    database: Database, connection: DeadlineConnection
+) -> None:
+    enqueue(database, 1)
+    days = days_to_another_offset("Europe/Berlin", -1)
+    database.query(
+        "update message_queue set run_at = clock_timestamp() - %s * interval '24 hours', created_at = clock_timestamp() - %s * interval '24 hours'",
+        days,
+        days,
+    )
+    connection.execute("set timezone = 'Europe/Berlin'")
+    counted = messages.count(connection, parse("age>=0s"), "move")
+    assert counted.oldest is not None
+    assert 0 <= (counted.at - counted.oldest).total_seconds() - days * 86400 < 60
 
 
 # -- acts by filter --------------------------------------------------------------------------------

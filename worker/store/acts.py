@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from packhorse.worker.db.connection import DeadlineConnection
@@ -23,9 +23,9 @@ LOOK_SECONDS = 30
 
 
 def moment(connection: DeadlineConnection) -> tuple[datetime, int]:
-    """The database's time and the id of its newest live message."""
+    """The database's time, in UTC, and the id of its newest live message."""
     row: Any = connection.execute(sql("filter_moment")).fetchone()
-    return row[0], int(row[1])
+    return row[0].astimezone(UTC), int(row[1])
 
 
 def count(

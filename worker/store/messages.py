@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 from uuid import UUID
@@ -116,7 +116,9 @@ def insert_messages(connection: DeadlineConnection, rows: Sequence[Sequence[str]
 
 
 def database_now(connection: DeadlineConnection) -> datetime:
-    return connection.execute(sql("database_now")).fetchone()[0]  # type: ignore[index,no-any-return]
+    """In UTC: on the wall clock of a session's zone a day is 23 hours long once a year."""
+    now: datetime = connection.execute(sql("database_now")).fetchone()[0]  # type: ignore[index]
+    return now.astimezone(UTC)
 
 
 def can_write(connection: DeadlineConnection) -> bool:
