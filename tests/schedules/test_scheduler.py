@@ -14,6 +14,7 @@ from packhorse.schedules.timetable.schedule import Schedule
 from packhorse.schedules.timetable.scheduler import MOST_PLANNED, POLL_SECONDS, Scheduler, declare
 from packhorse.worker.db.connection import connect
 from packhorse.worker.errors import InvalidArgument
+from tests.support.calendar import in_utc, not_soon
 
 
 @pytest.fixture
@@ -47,13 +48,13 @@ def turn(scheduler, most=20):
 
 
 def runs(database, columns="outcome, missed_count", name="s"):
-    return database.query(
-        f"select {columns} from schedule_runs where schedule = %s order by planned_at", name
+    return in_utc(
+        database.query(f"select {columns} from schedule_runs where schedule = %s order by planned_at", name)
     )
 
 
 def schedule(name="s", **options):
-    return Schedule(name, "effect", **{"cron": "0 0 1 1 *", "source": "toml", **options})
+    return Schedule(name, "effect", **{"cron": not_soon(), "source": "toml", **options})
 
 
 # -- missed times --------------------------------------------------------------------------------
@@ -75,7 +76,7 @@ def test_skip_records_what_is_older_than_a_minute_and_runs_what_is_not(database,
     database.query("update schedules set every = interval '1 hour'")
     # the newest planned hour may be seconds old: look at it as the scheduler will
     age = database.value(
-        "select extract(epoch from clock_timestamp() - date_trunc('hour', clock_timestamp()))"
+        "select extract(epoch from clock_timestamp() - date_trunc('hour', clock_timestamp(), 'UTC'))"
     )
     turn(make_scheduler())
     ((outcome, missed, message),) = runs(database, "outcome, missed_count, message_id", "hourly")
@@ -176,7 +177,7 @@ def test_a_schedule_that_was_ahead_and_cannot_be_computed_does_not_make_the_loop
 
 
 def test_nothing_is_due_before_its_time_and_a_new_schedule_does_not_make_up(database, put, make_scheduler):
-    put(cron="0 0 1 1 *", ago="0 seconds")
+    put(cron=not_soon(), ago="0 seconds")
     turn(make_scheduler())
     assert runs(database) == []
     assert database.value("select next_planned_at > clock_timestamp() from schedules")
@@ -504,7 +505,7 @@ def test_many_schedulers_in_threads_decide_each_planned_time_once(database, put)
         thread.start()
     for thread in threads:
         thread.join(60)
-    found = database.query("select schedule, planned_at, outcome from schedule_runs order by 1, 2")
+    found = in_utc(database.query("select schedule, planned_at, outcome from schedule_runs order by 1, 2"))
     assert {outcome for *_, outcome in found} == {"enqueued"}
     for number in range(5):
         times = [planned for name, planned, _ in found if name == f"s{number}"]
@@ -516,7 +517,7 @@ def test_many_schedulers_in_threads_decide_each_planned_time_once(database, put)
 def test_an_idle_scheduler_asks_one_question_per_turn_and_writes_nothing(
     database, put, make_scheduler, monkeypatch
 ):
-    put(cron="0 0 1 1 *", ago="0 seconds")
+    put(cron=not_soon(), ago="0 seconds")
     scheduler = make_scheduler()
     turn(scheduler)
     connection = scheduler._link._connection

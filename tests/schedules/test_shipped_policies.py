@@ -90,6 +90,7 @@ def database(server):
 def test_what_is_over_goes_and_what_lives_or_is_protected_stays(database, policy):
     insert, left = {**PLATFORM, **QUEUE}[policy.table]
     with database.connect(admin=True) as connection:
+        connection.execute("set timezone = 'UTC'")  # where 7 days are 168 hours
         for key, age in {
             "long_over": "400 days",
             "over": "5 minutes",

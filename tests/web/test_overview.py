@@ -9,6 +9,7 @@ import pytest
 
 from packhorse.worker.store.web_overview import CHECKS
 from packhorse.worker.web.pages.overview import SCREENS
+from tests.support.calendar import PARTITION_OF_YESTERDAY
 
 
 def run(database, *statements):
@@ -79,6 +80,7 @@ def test_dead_letters_and_what_they_hold_are_named(page, database, concerns):
 def test_speed_and_time_to_drain_are_of_what_was_done(page, database):
     run(
         database,
+        PARTITION_OF_YESTERDAY,
         "insert into packhorse.message_archive (id, queue, message_type, payload, options, priority, state, attempt, crashes, created_at, claimed_at, finished_at) "
         "select i, 'default', 't', '{}', '{}', 5, 'done', 1, 0, f - interval '7 seconds', f - interval '4 seconds', f "
         "from generate_series(1, 600) i cross join lateral (select now() - i * interval '0.1 seconds' as f) t",
