@@ -128,30 +128,25 @@ create or replace function packhorse.complete_and_claim_messages(
 language plpgsql set enable_seqscan = off set jit = off
   set plan_cache_mode = force_generic_plan set lock_timeout = '500ms' as $$
 -- Complete these, claim those: one round trip, one commit. A row per message, by (priority, run_at, id),
--- leased to p_holder until lease_expires_at; then at most one row of hints (claim_hints).
--- p_queues in order of preference; p_limit 0..10000; p_types null: every type; `order.*`: see names_type.
--- p_cursor, p_until: ten timestamps per queue (one per priority), look from there up to, not including,
--- there; null looks from the start and without an end (claim_pick.sql). p_isolated: messages that were there
--- when two processes died, and no others. p_first: messages to look at wherever they are; those whose
--- conversation goes on with this very call are among them anyway. p_forward: see queue_goes_to.
--- The rows are returned from the UPDATE itself: a function around it would copy each of them once more.
+-- leased to p_holder until lease_expires_at; then at most one row of hints (claim_hints). p_queues in order
+-- of preference; p_limit 0..10000; p_types null: every type; `order.*`: see names_type. p_cursor, p_until:
+-- ten timestamps per queue (one per priority), look from there up to, not including, there; null looks from
+-- the start and without an end (claim_pick.sql). p_isolated: those that were there when two processes died,
+-- and no others. p_first: to look at wherever they are; those whose conversation goes on with this call are
+-- among them anyway. p_forward: see queue_goes_to. From the UPDATE itself: a function would copy rows again.
 declare
-  v record; v_pick record;
-  v_leased integer := 0;
-  v_hints packhorse.claim_answer;
+  v record; v_pick record; v_leased integer := 0; v_hints packhorse.claim_answer;
 begin
   if (p_limit between 0 and 10000 and p_lease between interval '1 second' and interval '1 day'
       and p_holder is not null and p_queues is not null) is not true then
     perform packhorse.check_claim_arguments(p_holder, p_queues, p_limit, p_lease);
   end if;
   v := packhorse.finish_before_claim(p_ids, p_tokens, p_limit, p_types, p_first);
-  v_pick := v;
+  v_pick := v; -- none yet
   if p_limit > 0 then
-    -- Chosen and leased in one subtransaction: the lock of one and the update of another are a multixact, and
-    -- a dead row of that kind keeps its index entries until its page is pruned or vacuumed.
-    begin
-      v_pick := packhorse.pick_from_queues(
-        p_queues, p_limit, v.types, p_cursor, p_until, p_isolated, v.first_ids, p_forward, v.now);
+    begin -- the choice, too: locked outside and updated here a row has a multixact, and no scan marks it dead
+      v_pick := packhorse.pick_from_queues(p_queues, p_limit, v.types, p_cursor, p_until, p_isolated,
+        v.first_ids, p_forward, v.now);
       return query
       with claimed as (
         update packhorse.message_queue m
@@ -166,12 +161,10 @@ begin
       select null::jsonb, c.id, c.lease_token, c.queue::text, c.message_type::text, c.payload::jsonb,
         c.options::jsonb, c.priority::integer, c.attempt, c.max_attempts::integer, c.crashes::integer,
         c.conversation_key::text, c.correlation_id::text, c.trace_context::text, c.run_at, c.created_at,
-        c.lease_expires_at, c.steps
-      from claimed c order by c.priority, c.run_at, c.id;
+        c.lease_expires_at, c.steps from claimed c order by c.priority, c.run_at, c.id;
       get diagnostics v_leased = row_count;
     exception
-      when unique_violation then
-        null; -- two claims started different messages of one conversation at once
+      when unique_violation then null; -- two claims started different messages of one conversation at once
       when others then -- one row that cannot be leased must not keep the others from it
         v_pick := packhorse.pick_from_queues(
           p_queues, p_limit, v.types, p_cursor, p_until, p_isolated, v.first_ids, p_forward, v.now);
