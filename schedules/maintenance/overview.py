@@ -171,7 +171,10 @@ def _does(policy: Retention | Partitions | Job, task: str) -> str:
             if policy.keep_seconds == 0
             else f"{policy.column} is older than {_length(policy.keep_seconds)}"
         )
-        return f"{act} where {age}{f' and {policy.where}' if policy.where else ''}"
+        moment = f"now - {_length(policy.keep_seconds)}" if policy.keep_seconds else "now"
+        more = (policy.where or "").replace(store.CUTOFF, moment)
+        more = f"({more})" if " or " in more.lower() else more
+        return f"{act} where {age}{f' and {more}' if more else ''}"
     if isinstance(policy, Job):
         return f"repairs at most {policy.batch} rows a time until it finds fewer"
     if task == policy.make_task:

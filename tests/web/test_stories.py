@@ -427,6 +427,27 @@ def test_keys_find_filter_walk_and_open(database: Database, people: Callable[...
     assert moment.get_attribute("title").endswith("Z") and "ago" in moment.inner_text()
 
 
+def test_a_narrow_window_keeps_its_place_over_a_refresh_and_words_whole(
+    database: Database, people: Callable[..., Person]
+) -> None:
+    enqueue(database, "send_reply", ["a"])
+    vera = people("viewer", width=360)
+    vera.go("/messages")
+    tall = vera.tab.evaluate(
+        "document.querySelector('tbody tr').clientHeight / parseFloat(getComputedStyle(document.body).lineHeight)"
+    )
+    assert tall < 3, "no word of a row is broken into lines"
+    vera.go("/queues")
+    table = vera.tab.locator(".table").first
+    table.evaluate("table => { table.scrollLeft = 60; table.dataset.seen = 'before'; }")
+    vera.tab.locator(".table:not([data-seen])").first.wait_for()
+    assert table.evaluate("table => table.scrollLeft") == 60
+    for name in ("Overview", "Audit"):
+        vera.go({"Overview": "/", "Audit": "/audit"}[name])
+        box = vera.tab.locator("nav.main").get_by_role("link", name=name).bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 360, f"{name} is in the window"
+
+
 #: A browser without a window hides no tab: what the page hears of it is all that counts.
 HIDE = """hidden => {
   Object.defineProperty(document, "hidden", { value: hidden, configurable: true });

@@ -30,8 +30,9 @@
   window.addEventListener("pagehide", deaf);
   window.addEventListener("pageshow", listen);
 
-  // What was unfolded, focused and marked is so again after a refresh.
+  // What was unfolded, focused, marked and scrolled is so again after a refresh.
   let kept = null;
+  const scrollers = () => [...content().querySelectorAll(".table, pre, .payload")];
   document.addEventListener("htmx:beforeSwap", (event) => {
     if (event.detail.target !== content()) return;
     const focused = document.activeElement;
@@ -39,6 +40,7 @@
       open: [...content().querySelectorAll("details[id][open]")].map((each) => each.id),
       focus: focused && content().contains(focused) ? focused.id || (focused.getAttribute && focused.getAttribute("href")) : null,
       row: rows().findIndex((row) => row.classList.contains("marked")),
+      scrolled: scrollers().map((each) => [each.scrollLeft, each.scrollTop]),
     };
   });
   document.addEventListener("htmx:afterSwap", () => {
@@ -49,6 +51,7 @@
       if (again) again.focus({ preventScroll: true });
     }
     if (kept.row >= 0) mark(kept.row, false);
+    scrollers().forEach((each, place) => { if (kept.scrolled[place]) [each.scrollLeft, each.scrollTop] = kept.scrolled[place]; });
     kept = null;
   });
   document.addEventListener("htmx:sendError", () => say("no connection to the page; it tries again"));
@@ -88,5 +91,8 @@
     else if (event.key === "p") { paused = !paused; say(paused ? "paused" : "live"); refresh(); }
   });
 
+  // on a narrow screen the navigation is wider than its window: the page that is open is in it
+  const current = document.querySelector("nav.main [aria-current]");
+  if (current) current.scrollIntoView({ block: "nearest", inline: "center" });
   listen();
 })();
