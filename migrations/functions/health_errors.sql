@@ -95,7 +95,8 @@ begin
       case when h.is_cut then 'at least ' else '' end as words from hours h)
   select case when n.done + n.dead >= p_least then packhorse.health_level(n.ratio, p_warn_ratio, p_fail_ratio)
     else 'ok' end,
-    format('%s%s of %s%s messages that ended in the last hour are dead letters (%s %%), %s were retried',
+    format('%s%s of %s%s messages that ended in the last hour are dead letters (%s %%), '
+      '%s others were retried',
       n.words, n.dead, n.words, n.done + n.dead, round(100.0 * coalesce(n.ratio, 0)::numeric, 1), n.retried),
     jsonb_build_object('last_hour_ratio', n.ratio,
       'hours',
