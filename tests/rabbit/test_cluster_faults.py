@@ -58,35 +58,56 @@ def test_nodes_are_killed_one_after_the_other(cluster, forwarding, producer):
     assert_all_is_well(forwarding, producer.stop())
 
 
-def of_the_relay(cluster):
-    """The node that the relay is connected to."""
-    return next(node for node in cluster.nodes if node.serves("packhorse-relay"))
+def stands_still(cluster, forwarding, node):
+    node.freeze()
+    cluster.wait_away(node)
+    forwarding.progress(300)
 
 
-def test_the_node_of_the_relay_stands_still_for_longer_than_the_others_wait(cluster, forwarding, producer):
-    begin(forwarding, producer)
+def comes_to(cluster, node):
+    node.thaw()
+
+
+def hears_nobody(cluster, forwarding, node):
+    """It is the minority, so it pauses: it closes its clients' connections and takes no others."""
+    cluster.cut_off(node)
+    cluster.wait_away(node)
+    wait_until(lambda: node.has_paused, 60, f"{node.name} pauses")
+    forwarding.progress(300)
+
+
+def hears_one_of_two(cluster, forwarding, node):
+    """A partial partition: nodes pause one after the other, all of them perhaps, until it is over."""
+    cluster.cut_off(node, cluster.nodes[cluster.nodes.index(node) - 1])
+    wait_until(lambda: any(one.has_paused for one in cluster.nodes), 60, "somebody pauses")
+
+
+def hears_again(cluster, node):
+    cluster.join_again(node)
+
+
+FAULTS = [(stands_still, comes_to), (hears_nobody, hears_again), (hears_one_of_two, hears_again)]
+
+
+@pytest.mark.parametrize("who", ["relay", "worker"])
+@pytest.mark.parametrize(("happens", "ends"), FAULTS, ids=[begin.__name__ for begin, _ in FAULTS])
+def test_a_node_that_goes_away_from_its_clients_costs_them_a_connection_and_no_process(
+    cluster, forwarding, producer, who, happens, ends
+):
+    relay, workers = begin(forwarding, producer)
+    processes = [*relay.children(), *workers.children()]
+    node = next(node for node in cluster.nodes if node.serves(f"packhorse-{who}"))
     with forwarding.fault():
-        node = of_the_relay(cluster)
-        node.freeze()
-        cluster.wait_away(node)
-        forwarding.progress(300)
-        node.thaw()
+        happens(cluster, forwarding, node)
+        ends(cluster, node)
         cluster.wait_whole()
         forwarding.progress(50)
+    assert [*relay.children(), *workers.children()] == processes
+    if happens is not hears_one_of_two:  # there another node may pause
+        lost = {"relay": ("relay_unavailable", relay), "worker": ("service_failed", workers)}
+        assert lost[who][0] in lost[who][1].log
     assert_all_is_well(forwarding, producer.stop())
-
-
-def test_the_node_of_the_relay_hears_no_other(cluster, forwarding, producer):
-    begin(forwarding, producer)
-    with forwarding.fault():
-        node = of_the_relay(cluster)
-        cluster.cut_off(node)
-        cluster.wait_away(node)
-        forwarding.progress(300)
-        cluster.join_again(node)
-        cluster.wait_whole()
-        forwarding.progress(50)
-    assert_all_is_well(forwarding, producer.stop())
+    assert forwarding.database.value("select coalesce(max(crashes), 0) from forwarded_messages") == 0
 
 
 def test_the_whole_cluster_loses_its_power(cluster, forwarding, producer):

@@ -128,11 +128,11 @@ class Node:
 
     def wait_ready(self) -> Node:
         """Until clients can connect."""
-        wait_until(lambda: self._lives() and _answers(self.port), 60, f"{self.name} answers")
+        wait_until(lambda: self._lives() and _answers(self.port), 120, f"{self.name} answers")
         # a node that has paused because it was in the minority starts from that process; cut off again
         # before that has ended, RabbitMQ forgets to pause
         running = "rabbit:is_running() andalso whereis(rabbit_outside_app_process) == undefined"
-        wait_until(lambda: self.ask(running) == "true", 30, f"{self.name} is running")
+        wait_until(lambda: self.ask(running) == "true", 60, f"{self.name} is running")
         return self
 
     def ask(self, expression: str, timeout_seconds: float = 20.0) -> str:
@@ -202,6 +202,11 @@ class Node:
     @property
     def log(self) -> str:
         return "".join(path.read_text() for path in sorted((self._folder / "log").glob("*.log")))
+
+    @property
+    def has_paused(self) -> bool:
+        """Has it found itself in the minority, and stopped until it hears the others?"""
+        return self.ask("rabbit:is_running()") == "false"
 
     def freeze(self) -> None:
         """SIGSTOP: connections stay open, nobody answers."""
@@ -318,18 +323,23 @@ class Cluster:
         """
         for node in self.nodes:
             node.wait_ready()
-        for node in self.nodes:
-            wait_until(lambda node=node: self.seen_by(node) == 3 or self._is_apart(node), 60, node.name)
-            if self._is_apart(node):
-                node.kill()
-                node.start().wait_ready()
-        for node in self.nodes:
-            wait_until(lambda node=node: self.seen_by(node) == 3, 60, f"{node.name} sees all")
+        wait_until(lambda: self._is_whole() or self._apart(), 90, "all see all, or one is apart")
+        for node in self._apart():
+            node.kill()
+            node.start().wait_ready()
+        wait_until(self._is_whole, 90, "all see all")
         return self
 
-    def _is_apart(self, node: Node) -> bool:
-        """Is it alone with its metadata, although it reaches the others?"""
-        return self.seen_by(node) == 1 and node.ask("rabbit_node_monitor:partitions()") != "[]"
+    def _is_whole(self) -> bool:
+        return all(self.seen_by(node) == 3 for node in self.nodes)
+
+    def _apart(self) -> list[Node]:
+        """Who is alone with its metadata, although it reaches the others. These wait for it in vain."""
+        return [
+            node
+            for node in self.nodes
+            if self.seen_by(node) == 1 and node.ask("rabbit_node_monitor:partitions()") != "[]"
+        ]
 
     def wait_away(self, away: Node) -> None:
         """Until the others know that it is. A node that is away only for some of them makes more of them
@@ -351,11 +361,11 @@ class Cluster:
         """Of all nodes: a client takes the next one when one does not answer."""
         return ";".join(node.url(vhost, credentials) for node in self.nodes)
 
-    def cut_off(self, node: Node) -> None:
+    def cut_off(self, node: Node, *only: Node) -> None:
         """It lives and answers clients, and it and the others do not hear each other: each has the other's
-        wrong password.
+        wrong password. only: those, and no others.
         """
-        others = ",".join(f"'{other.name}'" for other in self.nodes if other is not node)
+        others = ",".join(f"'{other.name}'" for other in only or self.nodes if other is not node)
         node.ask(
             f"[erlang:set_cookie(Other, cut) || Other <- [{others}]],"
             f" [erlang:disconnect_node(Other) || Other <- [{others}]]"

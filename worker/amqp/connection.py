@@ -72,7 +72,7 @@ def blocking(settings: Settings, purpose: str) -> Iterator[pika.BlockingConnecti
     finally:
         try:
             connection.close()
-        except AMQPError:
+        except (AMQPError, OSError):
             pass  # it is closed already
 
 
