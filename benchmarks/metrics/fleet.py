@@ -27,7 +27,7 @@ from psycopg.rows import scalar_row
 
 from benchmarks.harness.pgbouncer import PgBouncer
 from benchmarks.harness.postgres import Postgres
-from benchmarks.harness.processes import MEBIBYTE, Child, python_child
+from benchmarks.harness.processes import MEBIBYTE, Child, Workers, python_child
 from benchmarks.harness.redis import Redis, executable
 from benchmarks.harness.stats import percentile
 from benchmarks.metrics.base import Number
@@ -152,6 +152,11 @@ def server_cpu(fleet: Fleet) -> float:
     return total
 
 
+def daemons_cpu(fleet: Fleet) -> float:
+    """The same of the daemons."""
+    return Workers(fleet.daemons, PROCESSES).cpu_seconds()
+
+
 def pooler_cpu(fleet: Fleet) -> float:
     """The same of the pooler."""
     if fleet.pooler is None:
@@ -208,13 +213,14 @@ def burst(fleet: Fleet) -> Iterator[tuple[str, float, str]]:
     """Many at once: who gets them, and how many claims found nothing?"""
     claims, seen = fleet.ask(CLAIMS), len(fleet.lines())
     last = fleet.ask("select coalesce(max(id), 0) from packhorse.message_archive")
-    written, cpu = fleet.ask(WAL), server_cpu(fleet)
+    written, cpu, ours = fleet.ask(WAL), server_cpu(fleet), daemons_cpu(fleet)
     with psycopg.connect(fleet.system.store_url()) as connection:
         fleet.system.fill(connection, BURST)
     began = time.monotonic()
     fleet.drained()
     seconds = time.monotonic() - began
     written, cpu = fleet.ask(WAL) - written, server_cpu(fleet) - cpu
+    ours = daemons_cpu(fleet) - ours
     time.sleep(2)  # sessions tell their statistics a second later
     tried, hits = fleet.ask(CLAIMS) - claims, fleet.ask(HITS, last)
     shares = Counter(daemon for daemon, _, _ in fleet.lines()[seen:])
@@ -223,6 +229,7 @@ def burst(fleet: Fleet) -> Iterator[tuple[str, float, str]]:
     yield "burst, WAL of a message", written / BURST, "bytes"
     yield "burst, an archived message with its indexes", fleet.ask(ARCHIVED), "bytes"
     yield "burst, CPU of Postgres for a message", 1e6 * cpu / BURST, "us"
+    yield "burst, CPU of the daemons for a message", 1e6 * ours / BURST, "us"
     yield "burst, claims", tried, ""
     yield "burst, claims that took messages", hits, ""
     yield "burst, of a daemon: least", each[0], "messages"
