@@ -100,8 +100,8 @@ def test_what_fails_in_a_row_rests_without_an_attempt_spent_and_goes_on_by_itsel
     relay(amqp)
     daemon = start_worker(processes=2, threads=2)
     wait_until(lambda: "failure_breaker_parked" in daemon.log, 40)
-    tried = len(starts(ledger))
-    wait_until(lambda: len(starts(ledger)) >= tried + 4, 60, "probes")
+    longer = "select next_park >= '8 seconds' from scopes"
+    wait_until(lambda: database.query(longer) == [(True,)], 60, "probes fail, and park for longer")
     assert database.query("select count(*) from dead_letters") == [(0,)]
     assert database.query("select failures, next_park is not null from scopes") == [(3, True)]
     down.unlink()
