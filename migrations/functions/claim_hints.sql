@@ -93,8 +93,8 @@ begin
         and m.queue = any (p_queues) and packhorse.is_wanted(m.message_type, p_types, null)
         -- a claim whose keys take turns finds them by itself, and one for another place does not take them
         and not exists (select from packhorse.queues q
-          where q.name = m.queue
-            and (packhorse.takes_turns(q) or not packhorse.queue_goes_to(q, p_forward))));
+          where q.name = m.queue and (not packhorse.queue_goes_to(q, p_forward) or packhorse.takes_turns(q)
+            and (packhorse.has_key_limit(q) or packhorse.turn_key(m) is not null))));
   end if;
   -- who got something is back before he sleeps
   if cardinality(p_ids) = 0 and p_limit > 0 and not p_isolated then

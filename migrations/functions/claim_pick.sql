@@ -4,7 +4,7 @@
 -- index. A worker therefore passes where it was (p_cursor) and starts there; now and then, and
 -- whenever it finds less than it asked for, it looks from the start, in slices (p_until) when that is
 -- far: late commits and released messages are found then. Queues whose keys take turns have no cursor
--- (claim_turns.sql).
+-- (claim_turns.sql), while there is a key.
 
 create or replace function packhorse.pass_waiting(
   p_ids bigint[], p_behind integer, out keys text[], out behind integer, out blocked integer
@@ -200,6 +200,18 @@ comment on function packhorse.pick_from_queue(packhorse.queues, integer, text[],
   timestamptz[], boolean, bigint[], timestamptz)
   is 'Used by the claim: choose and lock messages of one queue.';
 
+create or replace function packhorse.ring_is_empty(p_queue text) returns boolean
+language plpgsql as $$
+-- Has no message that waits in this queue a key? Then a claim looks as it does in an ordinary queue.
+begin
+  return not exists (
+    select from packhorse.message_queue m
+    where m.queue = p_queue and m.state = 'pending' and packhorse.turn_key(m) is not null);
+end
+$$;
+comment on function packhorse.ring_is_empty(text)
+  is 'Used by the claim: has no message that waits in this queue a key?';
+
 create or replace function packhorse.pick_from_queues(
   p_queues text[], p_limit integer, p_types text[], p_cursor timestamptz[], p_until timestamptz[],
   p_isolated boolean, p_first bigint[], p_forward text, p_now timestamptz, out ids bigint[],
@@ -209,10 +221,8 @@ language plpgsql as $$
 -- Choose and lock up to p_limit messages of these queues, preferred ones first. next_at: when a look may find
 -- what this one did not, now when something was in the way that will not be next time.
 declare
-  v_queue packhorse.queues;
-  v_name text; v_place integer := 0;
-  v_some bigint[]; v_want integer; v_since timestamptz[];
-  v_locked boolean := false; v_rest packhorse.resting; -- the row of a queue with limits; null: nothing rests
+  v_queue packhorse.queues; v_name text; v_place integer := 0; v_locked boolean := false; -- one with limits
+  v_some bigint[]; v_want integer; v_since timestamptz[]; v_rest packhorse.resting; -- null: nothing rests
 begin
   ids := '{}';
   if exists (select from packhorse.scopes s where s.ends_at > p_now) then
@@ -227,6 +237,8 @@ begin
     if not found then
       perform packhorse.require_queue(v_name);
     end if;
+    -- nobody to share with: an ordinary queue; a key that comes now has its turn the next time
+    if v_queue.fair_share and packhorse.ring_is_empty(v_name) then v_queue.fair_share := false; end if;
     -- the keys of a ring have no cursor, and no place in a sweep
     continue when packhorse.takes_turns(v_queue) and p_until is not null and not p_isolated
       or not packhorse.queue_goes_to(v_queue, p_forward);

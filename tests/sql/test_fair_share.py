@@ -343,6 +343,67 @@ def test_a_tenant_is_1_to_500_characters(sql: Sql) -> None:
     sql.enqueue(fairness_key="\U0001f600" * 500, concurrency_key="x" * 500)
 
 
+# -- while nobody has a key ------------------------------------------------------------------------------
+CLAIMED = "select id from claim_messages(%s, '{q}', %s, p_cursor => array_fill(clock_timestamp() - interval '1 minute', array[10]))"
+
+
+def test_while_no_key_waits_a_claim_looks_from_its_cursor_and_with_the_first_key_it_goes_round(sql: Sql) -> None:
+    fair(sql)
+    old, young = sql.enqueue(delay="-1 hour"), sql.enqueue()
+    assert sql.rows(CLAIMED, HOLDER, 10) == [(young,)]
+    key = sql.enqueue(fairness_key="a", delay="1 hour")
+    assert sql.rows(CLAIMED, HOLDER, 10) == [(old,)]  # of the keys it is not known how far anybody is
+    sql.rows("update message_queue set run_at = clock_timestamp() where id = %s", key)
+    assert sql.rows(CLAIMED, HOLDER, 10) == [(key,)]
+
+
+def test_a_key_that_comes_while_others_are_without_one_has_its_share_at_once(sql: Sql) -> None:
+    fair(sql)
+    fill(sql, {"-": 50})
+    assert taken(sql, 5) == ["-"] * 5
+    fill(sql, {"a": 6})
+    assert Counter(taken(sql, 6)) == {"-": 3, "a": 3}
+    assert Counter(taken(sql, 6)) == {"-": 3, "a": 3}
+    assert len(taken(sql, 50)) == 39 and taken(sql, 1) == []
+
+
+def test_keys_that_come_and_go_starve_nobody_and_nothing_starts_twice(sql: Sql) -> None:
+    chance = random.Random(5)
+    fair(sql)
+    fill(sql, {"-": 100})
+    sent, started = 100, 0
+    for _ in range(60):
+        if chance.random() < 0.3:
+            fill(sql, {chance.choice(["a", "b", "-"]): (many := chance.randint(1, 4))})
+            sent += many
+        got = taken(sql, chance.randint(1, 6))
+        started += len(got)
+        assert got or started == sent
+    started += len(taken(sql, 1000))
+    assert started == sent == sql.value("select count(*) from message_queue where state = 'running'")
+
+
+@pytest.mark.parametrize(
+    ("settings", "key", "told"), [({}, None, True), ({}, "a", False), ({"max_concurrency_per_key": 9}, None, False)]
+)
+def test_the_next_of_a_conversation_is_told_where_a_claim_has_a_cursor(
+    sql: Sql, settings: dict, key: str | None, told: bool
+) -> None:
+    fair(sql, **settings)
+    first, second = (sql.enqueue(conversation_key="c", fairness_key=key) for _ in range(2))
+    lease = sql.claim_one()
+    assert lease.id == first
+    sql.enqueue(priority=1)
+    assert sql.complete(lease)
+    rows = sql.rows(
+        "select hints -> 'promoted' from complete_and_claim_messages('{}', '{}', %s, '{q}', 1, p_first => array[%s::bigint]) "
+        "where hints is not null",
+        HOLDER,
+        second,
+    )
+    assert [row[0] for row in rows if row[0]] == ([[second]] if told else [])
+
+
 # -- what waits on a full key costs nothing ------------------------------------------------------------
 @pytest.mark.parametrize(
     "limit", [{"max_concurrency_per_key": 1}, {"rate_limit_per_key": 1, "rate_interval_per_key": "1 hour"}]

@@ -166,6 +166,12 @@ def refused(sql: Sql) -> Statement:
     return statement_of(sql, "complete_refused_messages", "select from message_queue m where", ") then")
 
 
+def ring(sql: Sql) -> Statement:
+    return statement_of(
+        sql, "ring_is_empty", "select from message_queue m", ");", called_by="complete_and_claim_messages"
+    )
+
+
 def next_of_conversations(sql: Sql) -> Statement:
     return statement_of(sql, "next_of_conversations", "select n.id", ");")
 
@@ -214,6 +220,7 @@ def test_hot_statements_touch_their_batch_and_not_the_backlog(
 #: the last.
 GROWN = [
     (pick, "message_queue_claim_idx", 3 * BATCH),
+    (ring, "message_queue_turn_idx", 1),
     (next_due, "message_queue_claim_idx", 11),
     (beat, BY_ID, 2),
     (rescue, "message_queue_running_idx", 2),
