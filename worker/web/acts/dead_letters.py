@@ -140,15 +140,16 @@ def _redrive_preview(connection: DeadlineConnection, given: Submission) -> Previ
         lines = difference(before, with_settings(before, given["settings"]), context=0)
         warnings += [f"The difference is that of dead letter {first[0]}, the first of them."]
         warnings += ["It has this value already."] * (not lines)
-    said = f"{_sentence(amount)} would be enqueued again, oldest first"
+    said = _sentence(amount, "would be enqueued again, oldest first")
     if given["rate"] and many:
         said += f", in about {max(1, round(many / given['rate'])):,} s"
     return Preview(f"{said}.", tuple(lines), tuple(warnings), many, _kept(amount, dead_by), not amount.is_all)
 
 
-def _sentence(amount: Amount) -> str:
+def _sentence(amount: Amount, fate: str) -> str:
+    """Without a full stop."""
     said = amount.said("dead letter")
-    return said if amount.is_all else f"{said[0].upper()}{said[1:]}:"
+    return f"{said} {fate}" if amount.is_all else f"These {fate}: {said}"
 
 
 def _redrive(connection: DeadlineConnection, given: Submission) -> LongWork:
@@ -222,7 +223,7 @@ def _purge_preview(connection: DeadlineConnection, given: Submission) -> Preview
     warnings = ("Nothing brings them back. `packhorse dead-letter export` keeps a copy.",) * bool(
         amount.number
     )
-    said = f"{_sentence(amount)} would be deleted for good."
+    said = _sentence(amount, "would be deleted for good") + "."
     return Preview(said, (), warnings, amount.number, _kept(amount, dead_by), not amount.is_all)
 
 
