@@ -21,8 +21,8 @@ HERE = Path(__file__).parents[1]
 #: Tests of what follows the calendar: partitions, schedules, retention, windows, ages.
 FOLLOWERS = """
 schedules/test_maintenance_sql.py schedules/test_partitions.py schedules/test_retention.py schedules/test_schedule_sql.py
-schedules/test_scheduler.py schedules/test_shipped_policies.py sql/test_calendar.py sql/test_health_checks.py sql/test_known_names.py
-sql/test_partition_likeness.py sql/platform/test_cleanup.py sql/platform/test_events.py sql/platform/test_messages.py
+schedules/test_scheduler.py schedules/test_shipped_policies.py sql/test_calendar.py sql/test_known_names.py
+sql/test_partition_likeness.py sql/platform/test_events.py sql/platform/test_messages.py
 sql/platform/test_reminders.py sql/platform/test_statistics.py integration/test_message_acts.py integration/test_platform_library.py
 integration/test_upkeep.py web/test_overview.py
 """.split()  # noqa: SIM905

@@ -164,7 +164,10 @@ def test_what_a_dead_relay_held_comes_back_without_a_crash_and_without_an_attemp
 def test_a_type_that_no_worker_of_postgres_knows_stays_on_a_forwarded_queue(sql: Sql) -> None:
     message_id = sql.enqueue(run_at="2000-01-01")
     sql.set_queue(forward="amqp")
-    assert sql.value("select bury_unknown_types()") == 0
+    sql.rows("select declare_queue('other')")
+    not_forwarded = sql.enqueue("other", run_at="2000-01-01")
+    assert sql.value("select bury_unknown_types()") == 1
+    assert (sql.state(message_id), sql.state(not_forwarded)) == ("pending", "dead")
     sql.set_queue(forward=None)
     assert sql.value("select bury_unknown_types()") == 1
     assert sql.dead(message_id)["reason"] == "unknown_type"
