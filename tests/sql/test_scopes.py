@@ -11,6 +11,7 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from tests.sql.client import HOLDER, Lease, Sql
+from tests.sql.frozen import FrozenSql
 
 
 def register(sql: Sql, **services: list[str]) -> None:
@@ -41,8 +42,18 @@ def types_claimed(sql: Sql, limit: int = 10) -> list[str]:
     return [lease.type for lease in sql.claim(limit)]
 
 
+@pytest.fixture
+def sql(frozen_sql: FrozenSql) -> FrozenSql:
+    """Its clock stands until the test moves it."""
+    return frozen_sql
+
+
 def let_it_end(sql: Sql, scope: str) -> None:
-    """The time of the park is over."""
+    """Time passes until the park is over; for clients whose clock goes on its end is put back."""
+    if isinstance(sql, FrozenSql):
+        sql.until(sql.value("select parked_until from scopes where name = %s", scope))
+        sql.later("1 millisecond")
+        return
     sql.rows(
         "update scopes set parked_until = clock_timestamp() - interval '1 second', "
         "ends_at = case when probing then ends_at else clock_timestamp() - interval '1 second' end where name = %s",
@@ -91,7 +102,7 @@ def test_without_a_scope_and_without_one_service_only_the_message_rests(
     other = sql.enqueue(message_type="ask")
     assert [c.id for c in sql.claim(10)] == [other]
     assert sql.value(
-        "select run_at > clock_timestamp() + interval '59 seconds' from message_queue where id = %s", lease.id
+        "select run_at = testing.clock() + interval '60 seconds' from message_queue where id = %s", lease.id
     )
 
 
@@ -122,7 +133,7 @@ def test_what_a_handler_asks_for_is_bounded(sql: Sql, seconds: float) -> None:
     lease = sql.claimed(message_type="ask")
     park(sql, lease, seconds, "api")
     assert sql.value(
-        "select parked_until <= clock_timestamp() + interval '1 day' and parked_until > clock_timestamp() from scopes"
+        "select parked_until between testing.clock() and testing.clock() + interval '1 day' from scopes"
     )
 
 
@@ -137,7 +148,7 @@ def test_the_second_of_many_that_meet_the_same_429_writes_nothing(sql: Sql) -> N
 def test_a_park_is_not_shortened_but_by_a_person(sql: Sql) -> None:
     sql.rows("select park_scope('api', interval '1 hour')")
     sql.rows("select park_scope('api', interval '1 minute')")
-    left = "select parked_until - clock_timestamp() > interval '50 minutes' from scopes"
+    left = "select parked_until - testing.clock() = interval '1 hour' from scopes"
     assert sql.value(left) is True
     sql.rows("select park_scope('api', interval '1 minute', p_operator => 'ann')")
     assert sql.value(left) is False
@@ -151,12 +162,12 @@ def test_a_longer_park_extends_it(sql: Sql) -> None:
     since = sql.value("select parked_at from scopes")
     sql.rows("select park_scope('api', interval '1 hour', 'still down')")
     assert sql.rows(
-        "select parked_at, reason, parked_until - clock_timestamp() > interval '50 minutes' from scopes"
+        "select parked_at, reason, parked_until - testing.clock() = interval '1 hour' from scopes"
     ) == [(since, "still down", True)]
 
 
 def test_only_a_person_parks_for_longer_than_a_day(sql: Sql) -> None:
-    day = "select %s::timestamptz <= clock_timestamp() + interval '1 day'"
+    day = "select %s::timestamptz <= testing.clock() + interval '1 day'"
     assert sql.value(day, sql.value("select park_scope('api', interval '1 week')"))
     assert not sql.value(day, sql.value("select park_scope('api', interval '1 week', p_operator => 'ann')"))
 
@@ -386,7 +397,7 @@ def test_a_conversation_is_in_order_while_its_first_message_rests(sql: Sql) -> N
 def test_what_is_not_worth_doing_any_more_ends_while_it_rests(sql: Sql) -> None:
     message = sql.enqueue(message_type="ask", expires_at="2999-01-01")
     sql.rows("select park_scope('actor:ask', interval '1 hour')")
-    sql.rows("update message_queue set expires_at = clock_timestamp() - interval '1 second'")
+    sql.rows("update message_queue set expires_at = testing.clock() - interval '1 second'")
     assert sql.value("select expire_messages()") == 1
     assert sql.state(message) == "cancelled"
 
@@ -442,7 +453,7 @@ def test_the_view_lists_what_is_parked_with_what_waits(sql: Sql) -> None:
     register(sql, ask=["api"])
     for name in ("ask", "ask", "other"):
         sql.enqueue(message_type=name)
-    sql.rows("select park_scope('api', interval '1 hour', '429'), park_scope('gone', interval '1 hour')")
+    sql.rows("select park_scope('api', interval '1 hour', '429'), park_scope('gone', interval '1 minute')")
     let_it_end(sql, "gone")
     assert sql.rows("select scope, message_types, probing, reason, waiting from parked_scopes") == [
         ("api", ["ask"], False, "429", 2)
@@ -513,6 +524,7 @@ class Prober(threading.Thread):
             self.error = error
 
 
+@pytest.mark.slow
 def test_many_workers_never_run_two_probes_of_one_scope(clients: Callable[..., Sql]) -> None:
     sql = clients()
     for _ in range(60):
