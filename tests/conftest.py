@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import signal
@@ -26,6 +27,7 @@ os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr
 # a run all tests
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+gc.disable()  # until all is collected
 
 from tests.support.databases import emptied, lent, one  # noqa: E402
 from tests.support.postgres import Database, Server, available_servers, open_for_everyone  # noqa: E402
@@ -185,6 +187,12 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     ):
         report.outcome = "failed"
         report.longrepr = f"{report.longrepr[2]}; with CI set that is no reason to skip: run `make programs`"
+
+
+def pytest_collection_finish() -> None:
+    """What was collected stays until the end: nothing looks through it for garbage again and again."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

@@ -17,6 +17,8 @@ from packhorse.worker.errors import InvalidArgument, UndecodableMessage
 from packhorse.worker.store import messages as store
 from tests.support.postgres import Database
 
+pytestmark = pytest.mark.slow
+
 TEXT = '{"name": "Zoé"}'
 
 

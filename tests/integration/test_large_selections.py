@@ -118,6 +118,7 @@ def test_a_count_ends_after_its_time(
     assert (found.total, found.looked, found.queues) == (10, 10, (("default", 10),))
 
 
+@pytest.mark.slow
 def test_a_whole_count_has_its_time_and_leaves_the_bound_of_the_transaction_as_it_was(
     database: Database, connection: DeadlineConnection, small_bounds: None
 ) -> None:

@@ -15,6 +15,8 @@ from packhorse.worker.runtime.outcome_writer import OutcomeWriter
 from packhorse.worker.store import messages as store
 from tests.support.postgres import Database
 
+pytestmark = pytest.mark.one_database
+
 LATE = "run_at > clock_timestamp() + interval '3659 days'"
 SOON = "run_at < clock_timestamp() + interval '31 seconds'"
 

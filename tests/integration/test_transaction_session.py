@@ -53,6 +53,9 @@ LEFTOVERS = {
         "select to_regclass('numbers') is null",
     ),
 }
+#: The fast ring asks about one of each kind: a thing, a setting, a lock, a role.
+OF_THE_FAST_RING = {"temporary table", "set", "advisory lock", "role"}
+EACH = [pytest.param(what, marks=[] if what in OF_THE_FAST_RING else pytest.mark.slow) for what in LEFTOVERS]
 
 
 @pytest.fixture
@@ -83,8 +86,8 @@ def outcomes(database):
     return database.query("select message_type, state from all_messages order by id")
 
 
-@pytest.mark.parametrize("what", LEFTOVERS)
-@pytest.mark.parametrize("fails", [False, True], ids=["done", "failed"])
+@pytest.mark.parametrize("what", EACH)
+@pytest.mark.parametrize("fails", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["done", "failed"])
 def test_what_a_handler_leaves_in_its_session_is_gone_before_the_next_one(house, what, fails):
     leave, look = LEFTOVERS[what]
     clean = []
@@ -107,7 +110,7 @@ def test_what_a_handler_leaves_in_its_session_is_gone_before_the_next_one(house,
     assert [state for _, state in outcomes(house.database)].count("dead") == (2 if fails else 0)
 
 
-@pytest.mark.parametrize("what", LEFTOVERS)
+@pytest.mark.parametrize("what", EACH)
 def test_who_enqueues_or_keeps_a_result_gets_a_clean_connection_too(house, what):
     leave, look = LEFTOVERS[what]
 
@@ -240,10 +243,14 @@ FOREIGN = {
     "row_security": "set local row_security = off",
     "nothing": "select 1",
 }
+EACH_FOREIGN = [
+    pytest.param(how, marks=[] if how in ("both", "set_config", "row_security") else pytest.mark.slow)
+    for how in FOREIGN
+]
 
 
-@pytest.mark.parametrize("how", FOREIGN)
-@pytest.mark.parametrize("pooler", [False, True], ids=["", "pooler"])
+@pytest.mark.parametrize("how", EACH_FOREIGN)
+@pytest.mark.parametrize("pooler", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "pooler"])
 def test_a_message_is_completed_whatever_role_and_path_its_handler_has_set(house, how, pooler):
     house.broker.configure(house.settings.model_copy(update={"pooler": pooler, "threads": 1}))
 
@@ -259,7 +266,7 @@ def test_a_message_is_completed_whatever_role_and_path_its_handler_has_set(house
     assert house.database.query("select count(*) from shop.orders") == [(1,)]
 
 
-@pytest.mark.parametrize("how", FOREIGN)
+@pytest.mark.parametrize("how", EACH_FOREIGN)
 def test_what_a_handler_sends_goes_out_and_leaves_its_role_and_path_alone(house, how):
     seen = []
 

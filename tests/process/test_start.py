@@ -77,6 +77,7 @@ def test_a_switch_to_read_only_and_back_is_survived(database, ledger, start_daem
     assert "Traceback" not in daemon.log
 
 
+@pytest.mark.slow
 def test_a_database_without_the_schema_is_refused(empty_database, start_daemon):
     assert "packhorse migrate up" in _ended(start_daemon(empty_database), EXIT_SCHEMA)
 

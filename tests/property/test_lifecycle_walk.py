@@ -306,6 +306,7 @@ def test_a_long_walk_over_the_life_of_messages_keeps_every_promise(sql: Sql, see
     run(sql, seed, steps=500)
 
 
+@pytest.mark.slow
 def test_the_walk_notices_an_attempt_that_is_not_given_back(
     own_clients: Callable[..., Sql], any_database: Any
 ) -> None:

@@ -14,6 +14,9 @@ from tests.sql.conversations import violations
 from tests.sql.mutations import break_function
 from tests.support.postgres import Database
 
+#: They show that tests notice a fault.
+pytestmark = pytest.mark.slow
+
 Clients = Callable[..., Sql]
 
 

@@ -17,7 +17,15 @@ STATISTICS = ["fresh", "none", "stale"]
 #: Rows in the table, and what the planner knows of them.
 CASES = (
     [pytest.param(0, "none", id="0")]
-    + [pytest.param(10_000, statistics, id=f"10000-{statistics}") for statistics in STATISTICS]
+    + [
+        pytest.param(
+            10_000,
+            statistics,
+            id=f"10000-{statistics}",
+            marks=[pytest.mark.slow] if statistics == "none" else [],
+        )
+        for statistics in STATISTICS
+    ]
     + [
         pytest.param(
             250_000,
@@ -276,7 +284,7 @@ def test_plans_that_were_made_on_an_empty_table_still_fit_when_it_has_grown(
     assert wrong == []
 
 
-@pytest.mark.parametrize("statistics", ["fresh", "stale"])
+@pytest.mark.parametrize("statistics", ["fresh", pytest.param("stale", marks=pytest.mark.slow)])
 def test_the_backlog_of_one_queue_is_not_touched_by_the_claim_of_another(
     own_clients: Callable[..., Sql], any_database: Database, statistics: str
 ) -> None:

@@ -107,6 +107,7 @@ def test_a_function_of_theirs_with_one_of_the_names_is_named_and_stays(
     schema_version.check(connection)
 
 
+@pytest.mark.slow
 def test_down_takes_it_back(connection: DeadlineConnection, database: Database) -> None:
     migrate.up(connection, sets=["platform", "public-api"])
     assert migrate.down(connection) == "public-api/0001_check_names"

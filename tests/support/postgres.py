@@ -8,6 +8,7 @@ migrations run once for all servers of a run; each starts on a copy of the resul
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -181,11 +182,19 @@ class Server:
         """A fresh database with the schema, cloned from the template; opened as an unprivileged worker
         role.
         """
-        return self._create("create database {} template {}", TEMPLATE)
+        return self.clone(TEMPLATE)
 
     def create_empty_database(self) -> Database:
         """A database without the schema."""
         return self._create("create database {}")
+
+    def clone(self, template: str) -> Database:
+        """A fresh database as that one is. Its files are copied: to log each of their pages, as PostgreSQL 15
+        and later do it, takes half as much again of the processor.
+        """
+        version = re.search(r"\d+$", self.name)
+        strategy = " strategy file_copy" if version and int(version[0]) >= 15 else ""
+        return self._create("create database {} template {}" + strategy, template)
 
     def _create(self, statement: str, *more: str) -> Database:
         self._count += 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from uuid import UUID, uuid4
 
 import pytest
@@ -19,12 +18,11 @@ def fleet(count: int) -> list[tuple[UUID, UUID]]:
 @pytest.mark.parametrize("count", [FEW + 1, 10, 100])
 def test_every_number_is_the_turn_of_one_and_over_time_of_all(count: int) -> None:
     everybody = fleet(count)
-    turns: Counter[UUID] = Counter()
-    for number in [0, POINTS - 1, *range(20_000)]:  # numbers of transactions come one after the other
-        lookers = [own for own, before in everybody if ours(Word("q", number=number), own, before, count)]
-        assert len(lookers) == 1
-        turns.update(lookers)
-    assert len(turns) >= 0.98 * count, "one whose part of the ring is tiny may have had no turn"
+    words = [Word("q", number=number) for number in [0, POINTS - 1, *range(20_000)]]
+    for word in words[:1000]:  # numbers of transactions come one after the other
+        assert len([own for own, before in everybody if ours(word, own, before, count)]) == 1
+    had = [own for own, before in everybody if any(ours(word, own, before, count) for word in words)]
+    assert len(had) >= 0.98 * count, "one whose part of the ring is tiny may have had no turn"
 
 
 def test_numbers_that_follow_each_other_are_the_turns_of_different_processes() -> None:

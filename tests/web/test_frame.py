@@ -114,6 +114,7 @@ def shop_and_mail(database, server, open_page, tmp_path, monkeypatch):
     other.drop()
 
 
+@pytest.mark.slow
 def test_several_databases_share_one_file_and_their_maintenance_says_so(database, open_page, shop_and_mail):
     browser = shop_and_mail[0].browser()
     for name in ("shop", "mail"):
@@ -128,6 +129,7 @@ def test_several_databases_share_one_file_and_their_maintenance_says_so(database
     shop_and_mail[0].close()
 
 
+@pytest.mark.slow
 def test_of_several_databases_tokens_are_those_of_the_first_and_acts_those_of_each(database, shop_and_mail):
     page, other = shop_and_mail
     browser = page.browser(page.token("operator", "olu"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,7 +20,6 @@ _emptied: dict[str, Database] = {}
 # one per server: a fresh one would compile every function again
 _connections: dict[str, psycopg.Connection] = {}
 
-_numbers = itertools.count(1)
 _TABLES = """select relname from pg_class where relnamespace in ('public'::regnamespace, 'packhorse'::regnamespace) and relkind in ('r', 'p') and not relispartition
              and relname <> 'packhorse_migrations'"""
 
@@ -34,15 +32,7 @@ def create_platform_database(server: Server) -> Database:
         migrate.up(connection, sets=["platform"])
         connection.close()
         _templates[server.name] = template
-    template = _templates[server.name]
-    clone = Database(server, f"platform_{next(_numbers)}")
-    with psycopg.connect(server.url(), autocommit=True) as admin:
-        admin.execute(
-            composed.SQL("create database {} template {}").format(
-                composed.Identifier(clone.name), composed.Identifier(template.name)
-            )
-        )
-    return clone
+    return server.clone(_templates[server.name].name)
 
 
 def seed(client: Sql) -> None:
