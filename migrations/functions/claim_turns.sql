@@ -348,6 +348,28 @@ comment on function packhorse.take_first_of_each(packhorse.queues, packhorse.tur
   timestamptz[], timestamptz)
   is 'Used by the claim: lock the message of each of these keys that the walk has met.';
 
+create or replace function packhorse.pick_first_of_stuck(
+  p_queue packhorse.queues, p_limit integer, p_types text[], p_held text[], p_stuck_keys text[],
+  p_whole boolean, p_now timestamptz
+) returns bigint[]
+language plpgsql as $$
+-- pick_by_turns where nothing was found but messages that wait behind these conversations: the first of each
+-- may start, although a later one was met first. p_whole: the claim has been round; else null for none.
+declare
+  v_ids bigint[] := '{}';
+begin
+  if p_stuck_keys <> '{}' then
+    v_ids := packhorse.within_key_room(packhorse.pick_promoted_messages(
+      packhorse.next_of_conversations(p_stuck_keys), p_queue.name, p_limit, p_types, p_held, p_now),
+      '{}', p_queue, p_now);
+  end if;
+  return case when cardinality(v_ids) > 0 or p_whole then v_ids end;
+end
+$$;
+comment on function packhorse.pick_first_of_stuck(packhorse.queues, integer, text[], text[], text[], boolean,
+  timestamptz)
+  is 'Used by the claim: the first message of conversations of which only later ones were met.';
+
 create or replace function packhorse.pick_by_turns(
   p_queue packhorse.queues, p_limit integer, p_types text[], p_held text[], p_since timestamptz[],
   p_now timestamptz
@@ -364,8 +386,7 @@ declare
   v_keyless record;
   v_steps integer := 2000; -- about 10 ms
   v_key text;
-  v_stuck_keys text[] := '{}';
-  v_behind integer := 2000; v_whole boolean := true;
+  v_stuck_keys text[] := '{}'; v_behind integer := 2000; v_whole boolean := true;
 begin
   v_last := packhorse.noted_turn(p_queue.name, p_now);
   select null::packhorse.turn[] as turns, v_last.key as key, 32767 as priority, 0 as lap into v_next;
@@ -409,7 +430,8 @@ begin
   perform packhorse.note_turn(p_queue.name, coalesce(v_key, v_next.key), v_last.noted_at, v_last.looked_at,
     v_last.pass - cardinality(v_ids), p_now)
   where v_key is not null or v_next.lap < 2;
-  return case when cardinality(v_ids) > 0 or v_whole and v_next.lap = 2 then v_ids end;
+  return case when cardinality(v_ids) > 0 then v_ids else packhorse.pick_first_of_stuck(
+    p_queue, p_limit, p_types, p_held, v_stuck_keys, v_whole and v_next.lap = 2, p_now) end;
 end
 $$;
 comment on function packhorse.pick_by_turns(packhorse.queues, integer, text[], text[], timestamptz[],

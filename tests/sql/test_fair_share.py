@@ -178,6 +178,24 @@ def test_a_tenants_waiting_conversations_hide_neither_its_others_nor_other_tenan
     assert len(sql.claim(100)) == 40
 
 
+@pytest.mark.parametrize("settings", [{}, {"max_concurrency_per_key": 1}])
+def test_one_message_though_a_later_one_of_its_conversation_is_met_first(sql: Sql, settings: dict) -> None:
+    fair(sql, **settings)
+    keys = {"conversation_key": "talk", "concurrency_key": "k"}
+    first = sql.enqueue(**keys, delay="-1 minute")
+    sql.enqueue(**keys, delay="-1 hour")
+    assert [lease.id for lease in sql.claim(1)] == [first]
+    assert sql.claim(10) == []
+
+
+def test_a_limit_per_key_holds_where_a_later_message_of_a_conversation_is_met_first(sql: Sql) -> None:
+    fair(sql, max_concurrency_per_key=1)
+    for talk in ("one", "two"):
+        for delay in ("-1 minute", "-1 hour"):
+            sql.enqueue(conversation_key=talk, concurrency_key="k", delay=delay)
+    assert len(sql.claim(10)) == 1
+
+
 def test_an_operator_turns_it_on_and_off_while_messages_wait(sql: Sql) -> None:
     fill(sql, {"b": 4, "a": 4})
     assert taken(sql, 2) == ["b", "b"]
