@@ -175,7 +175,7 @@ create or replace function packhorse.note_forwarded_success(p_scopes text[]) ret
 language sql volatile as $$
 -- A relayed message of these scopes (actor:..., queue:...) is done: what counts their failures starts over.
   update packhorse.scopes s set failures = 0, fingerprint = null
-  where s.name = any (p_scopes) and s.failures > 0 and s.next_park is null;
+  where s.name = any (p_scopes) and s.next_park is null;
 $$;
 comment on function packhorse.note_forwarded_success(text[]) is
   'By workers on RabbitMQ: a success starts the count of a failure breaker over.';

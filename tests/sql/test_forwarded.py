@@ -40,11 +40,16 @@ def test_a_dead_letter_is_made_once_and_what_was_done_is_taken_back(sql):
         "select complete_messages(array[id], array[lease_token]) from claim_messages(gen_random_uuid(), array['default'])"
     )
     assert sql.value("select state from all_messages where id = %s", message_id) == "done"
+    other = sql.value("select message_id from enqueue_message('default', 't', '{}')")
+    sql.rows(
+        "select complete_messages(array[id], array[lease_token]) from claim_messages(gen_random_uuid(), array['default'])"
+    )
     assert bury(sql, message_id) is True
     assert bury(sql, message_id) is False
     assert sql.rows("select state, conversation_key from all_messages where id = %s", message_id) == [
         ("dead", "k")
     ]
+    assert sql.value("select state from all_messages where id = %s", other) == "done"
     history, late = sql.rows("select history, created_at < now() - interval '50 s' from dead_letters")[0]
     assert [entry["event"] for entry in history] == ["retry", "failed"] and late
 
@@ -126,6 +131,42 @@ def test_a_probe_that_fails_parks_again_and_only_the_first_of_several(sql):
     assert (outcome, seconds) == ("parked", pytest.approx(2, abs=0.2))
     assert fails(sql, 5, probes=["actor:effect"])[0] == "snooze", "the probe of another process"
     assert sql.rows("select probe_id, next_park::text from scopes") == [(None, "00:00:04")]
+
+
+def test_only_what_a_breaker_has_parked_and_nobody_probes_gets_a_probe(sql):
+    set_breaker(sql, 5)
+    sql.rows(
+        "insert into scopes (name, parked_until, ends_at, probing, next_park, probe_id) values"
+        " ('actor:effect', now() - interval '1 s', 'infinity', true, null, null),"
+        " ('queue:q', now() - interval '1 s', 'infinity', true, '2 seconds', 99)"
+    )
+    assert fails(sql, 7, probes=["actor:effect", "queue:q"]) == (None, None)
+    assert sql.rows("select name, probe_id from scopes order by name") == [
+        ("actor:effect", None),
+        ("queue:q", 99),
+    ]
+
+
+def test_a_failure_waits_for_its_own_breakers_and_for_nothing_else(sql):
+    """What somebody has parked may be lifted before its time: that is looked at again and again."""
+    set_breaker(sql, 1)
+    sql.rows(
+        "insert into scopes (name, parked_until, ends_at, next_park) values"
+        " ('actor:other', now() + interval '1 hour', now() + interval '1 hour', '2 seconds'),"
+        " ('queue:q', now() + interval '1 hour', now() + interval '1 hour', null)"
+    )
+    assert fails(sql) == ("parked", pytest.approx(1, abs=0.1))
+
+
+def test_a_success_is_one_of_its_own_scopes(sql):
+    set_breaker(sql, 3)
+    fails(sql)
+    sql.rows("insert into scopes (name, failures, fingerprint) values ('actor:other', 2, 'f')")
+    sql.rows("select note_forwarded_success(array['actor:effect'])")
+    assert sql.rows("select name, failures from scopes order by name") == [
+        ("actor:effect", 0),
+        ("actor:other", 2),
+    ]
 
 
 def test_a_success_lifts_nothing_that_is_parked(sql):
