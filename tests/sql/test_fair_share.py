@@ -365,7 +365,9 @@ def test_a_tenant_is_1_to_500_characters(sql: Sql) -> None:
 CLAIMED = "select id from claim_messages(%s, '{q}', %s, p_cursor => array_fill(clock_timestamp() - interval '1 minute', array[10]))"
 
 
-def test_while_no_key_waits_a_claim_looks_from_its_cursor_and_with_the_first_key_it_goes_round(sql: Sql) -> None:
+def test_while_no_key_waits_a_claim_looks_from_its_cursor_and_with_the_first_key_it_goes_round(
+    sql: Sql,
+) -> None:
     fair(sql)
     old, young = sql.enqueue(delay="-1 hour"), sql.enqueue()
     assert sql.rows(CLAIMED, HOLDER, 10) == [(young,)]
@@ -402,7 +404,8 @@ def test_keys_that_come_and_go_starve_nobody_and_nothing_starts_twice(sql: Sql) 
 
 
 @pytest.mark.parametrize(
-    ("settings", "key", "told"), [({}, None, True), ({}, "a", False), ({"max_concurrency_per_key": 9}, None, False)]
+    ("settings", "key", "told"),
+    [({}, None, True), ({}, "a", False), ({"max_concurrency_per_key": 9}, None, False)],
 )
 def test_the_next_of_a_conversation_is_told_where_a_claim_has_a_cursor(
     sql: Sql, settings: dict, key: str | None, told: bool

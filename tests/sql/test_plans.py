@@ -422,8 +422,8 @@ def test_what_runs_elsewhere_costs_a_claim_of_conversations_nothing(
 def test_what_is_claimed_and_done_is_not_looked_at_again_before_a_vacuum(
     own_clients: Callable[..., Sql], any_database: Database
 ) -> None:
-    """A scan marks the index entries of dead rows, and the next one passes over them. It does not for rows that
-    one transaction locked and a part of it updated: their xmax is a multixact.
+    """A scan marks the index entries of dead rows, and the next one passes over them. It does not for rows
+    that one transaction locked and a part of it updated: their xmax is a multixact.
     """
     make_backlog(any_database, 0, "none")
     any_database.query(  # not in the order of the pages, so that one claim prunes little of many
