@@ -127,13 +127,14 @@ create or replace function packhorse.complete_and_claim_messages(
 ) returns setof packhorse.claim_answer
 language plpgsql set enable_seqscan = off set jit = off
   set plan_cache_mode = force_generic_plan set lock_timeout = '500ms' as $$
--- Complete these, claim those: one round trip, one commit. A row per message, by (priority, run_at, id),
--- leased to p_holder until lease_expires_at; then at most one row of hints (claim_hints). p_queues in order
--- of preference; p_limit 0..10000; p_types null: every type; `order.*`: see names_type. p_cursor, p_until:
--- ten timestamps per queue (one per priority), look from there up to, not including, there; null looks from
--- the start and without an end (claim_pick.sql). p_isolated: those that were there when two processes died,
--- and no others. p_first: to look at wherever they are; those whose conversation goes on with this call are
--- among them anyway. p_forward: see queue_goes_to. From the UPDATE itself: a function would copy rows again.
+-- Complete these, claim those: one round trip, one commit. A row per message, leased to p_holder until
+-- lease_expires_at, in no order: the caller sorts by (priority, run_at, id), for a sort here copies each
+-- row twice more. Then at most one row of hints (claim_hints). p_queues in order of preference; p_limit
+-- 0..10000; p_types null: every type; `order.*`: see names_type. p_cursor, p_until: ten timestamps per
+-- queue (one per priority), look from there up to, not including, there; null looks from the start and
+-- without an end (claim_pick.sql). p_isolated: those that were there when two processes died, and no
+-- others. p_first: to look at wherever they are; those whose conversation goes on with this call are among
+-- them anyway. p_forward: see queue_goes_to.
 declare
   v record; v_pick record; v_leased integer := 0; v_hints packhorse.claim_answer;
 begin
@@ -147,21 +148,18 @@ begin
     begin -- the choice, too: locked outside and updated here a row has a multixact, and no scan marks it dead
       v_pick := packhorse.pick_from_queues(p_queues, p_limit, v.types, p_cursor, p_until, p_isolated,
         v.first_ids, p_forward, v.now);
+      update packhorse.message_queue m
+      set state = 'running', attempt = m.attempt + 1, lease_holder = p_holder, claimed_at = v.now,
+          lease_token = nextval('packhorse.message_lease_token_seq'), lease_expires_at = v.now + p_lease
+      where m.id = any (v_pick.ids) and m.state = 'pending';
+      -- read once all are leased: what is returned stays so when the block is undone
       return query
-      with claimed as (
-        update packhorse.message_queue m
-        set state = 'running', attempt = m.attempt + 1, lease_holder = p_holder, claimed_at = v.now,
-            lease_token = nextval('packhorse.message_lease_token_seq'), lease_expires_at = v.now + p_lease
-        where m.id = any (v_pick.ids) and m.state = 'pending'
-        returning m.id, m.lease_token, m.queue, m.message_type, m.payload, case when m.attempt > 1
-          then packhorse.retried_options(m.options, m.history) else m.options end as options,
-          m.priority, m.attempt, m.max_attempts, m.crashes, m.conversation_key, m.correlation_id,
-          m.trace_context, m.run_at, m.created_at, m.lease_expires_at, m.steps
-      )
-      select null::jsonb, c.id, c.lease_token, c.queue::text, c.message_type::text, c.payload::jsonb,
-        c.options::jsonb, c.priority::integer, c.attempt, c.max_attempts::integer, c.crashes::integer,
-        c.conversation_key::text, c.correlation_id::text, c.trace_context::text, c.run_at, c.created_at,
-        c.lease_expires_at, c.steps from claimed c order by c.priority, c.run_at, c.id;
+      select null::jsonb, m.id, m.lease_token, m.queue::text, m.message_type::text, m.payload::jsonb,
+        case when m.attempt > 1 then packhorse.retried_options(m.options, m.history)
+          else m.options end::jsonb, m.priority::integer, m.attempt, m.max_attempts::integer,
+        m.crashes::integer, m.conversation_key::text, m.correlation_id::text, m.trace_context::text, m.run_at,
+        m.created_at, m.lease_expires_at, m.steps
+      from packhorse.message_queue m where m.id = any (v_pick.ids) and m.lease_token is not null;
       get diagnostics v_leased = row_count;
     exception
       when unique_violation then null; -- two claims started different messages of one conversation at once
@@ -221,7 +219,7 @@ begin
     from packhorse.complete_and_claim_messages('{}', '{}', p_holder, p_queues,
       case when v_isolated and v_one_by_one then 1 else p_limit end,
       p_lease, p_types, case when not v_isolated then p_cursor end, v_isolated) c
-    where c.hints is null;
+    where c.hints is null order by c.priority, c.run_at, c.id;
     exit when found;
   end loop;
 end

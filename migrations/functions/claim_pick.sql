@@ -49,7 +49,9 @@ declare
 begin
   -- ten rounds bound the work of one claim that meets nothing but waiting conversations
   for v_round in 1..10 loop
-    with due as (
+    select array_agg(d.id) filter (where d.free), array_agg(d.id) filter (where not d.free), count(*)
+    into v_found, v_waiting, v_seen
+    from (
       select c.id, c.free
       from generate_series(1, 10) as level (priority)
       cross join lateral (
@@ -68,9 +70,7 @@ begin
         limit v_want for update of m skip locked
       ) c
       limit v_want
-    )
-    select array_agg(d.id) filter (where d.free), array_agg(d.id) filter (where not d.free), count(*)
-    into v_found, v_waiting, v_seen from due d;
+    ) d;
     v_picked := v_picked || coalesce(v_found, '{}');
     if v_waiting is not null then
       if v_found is null and v_round > 1 and v_seen = v_want and v_want < 100 then

@@ -31,7 +31,8 @@ begin
     where d.queue <> all (array(select q.name::text from packhorse.queues q where q.keep_done = interval '0'))
   )
   select coalesce(array_agg(d.id), '{}'),
-    array_agg(distinct d.conversation_key::text) filter (where d.conversation_key is not null)
+    -- each once: one message of a conversation runs
+    array_agg(d.conversation_key::text) filter (where d.conversation_key is not null)
   into done_ids, keys from done d;
 end
 $$;

@@ -73,7 +73,12 @@ def make_backlog(database: Database, count: int, statistics: str) -> None:
 
 
 def pick(sql: Sql) -> Statement:
-    return statement_of(sql, "pick_due_messages", "with due as (", called_by="complete_and_claim_messages")
+    return statement_of(
+        sql,
+        "pick_due_messages",
+        "select array_agg(d.id) filter (where d.free)",
+        called_by="complete_and_claim_messages",
+    )
 
 
 def done(sql: Sql) -> Statement:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cache
+from operator import itemgetter
 from typing import Any
 from uuid import UUID
 
@@ -28,6 +29,7 @@ _COMPLETE_AND_CLAIM = sql("complete_and_claim")
 
 ClaimRow = tuple[Any, ...]
 NO_HINTS = Hints()
+_TURN = itemgetter(7, 14, 1)  # priority, run_at (in ISO 8601 with one offset: texts sort as times), id
 
 
 def enqueue_plain(
@@ -151,14 +153,12 @@ def complete_and_claim(
     forward: str | None = None,
 ) -> tuple[list[ClaimRow], Hints]:
     """Complete these, claim those: one round trip, one commit. Rows of messages as in the statement
-    `complete_and_claim`, and the hints.
+    `complete_and_claim`, by (priority, run_at, id), and the hints.
 
     limit: 0..10000. lease: interval text. since, until: ten timestamp texts per queue, one per priority; None
-    looks
-    from the start, or without an end.
-    isolated: those that were there when two processes died, and no others. first: messages whose conversation
-    went on, to be looked at wherever they are. forward: of queues that are forwarded to there; None: of those
-    that are not forwarded. Source: migrations/functions/claim.sql
+    looks from the start, or without an end. isolated: those that were there when two processes died, and no
+    others. first: messages whose conversation went on, to be looked at wherever they are. forward: of queues
+    that are forwarded to there; None: of those that are not forwarded. Source: migrations/functions/claim.sql
     """
     rows = connection.execute(
         _COMPLETE_AND_CLAIM,
@@ -177,9 +177,10 @@ def complete_and_claim(
             forward,
         ),
     ).fetchall()
-    if not rows or rows[-1][0] is None:
+    said = json.loads(rows.pop()[0]) if rows and rows[-1][0] is not None else None
+    rows.sort(key=_TURN)
+    if said is None:
         return rows, NO_HINTS
-    said = json.loads(rows.pop()[0])
     return rows, Hints(
         frozenset(said.get("lost", ())),
         tuple(said.get("promoted", ())),
