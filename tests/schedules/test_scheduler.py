@@ -377,13 +377,11 @@ def test_another_trigger_takes_effect_and_the_old_one_fires_no_more(database, pu
     put(cron="every 1 second", ago="5 seconds", overlap="allow")
     scheduler = make_scheduler()
     turn(scheduler)
-    database.query("select set_schedule('s', 'effect', '0 0 1 1 *')")
+    database.query("select set_schedule('s', 'effect', %s)", not_soon())
     count = len(runs(database))
     turn(scheduler)
     assert len(runs(database)) == count
-    assert database.value(
-        "select next_planned_at > clock_timestamp() + interval '1 hour' from schedules"
-    ) or database.value("select extract(month from clock_timestamp()) = 12")
+    assert database.value("select next_planned_at > clock_timestamp() + interval '1 hour' from schedules")
 
 
 def test_ends_reach_the_history_through_the_loop(database, put, make_scheduler):
