@@ -47,7 +47,11 @@ def test_messages_come_by_priority_then_run_at_then_id(sql: Sql) -> None:
     first = sql.enqueue(priority=1)
     last = sql.enqueue(priority=10, run_at="2019-01-01")
     same = [sql.enqueue(run_at="2020-01-03") for _ in range(3)]
-    assert [lease.id for lease in sql.claim(10)] == [first, early, late, *same, last]
+    expected = [first, early, late, *same, last]
+    with sql.connection.transaction(force_rollback=True):
+        assert [lease.id for lease in sql.claim(10)] == expected
+    rows, _ = store.complete_and_claim(sql.connection, [], [], HOLDER, ["q"], 10, "30 seconds", None)  # type: ignore[arg-type]
+    assert [row[1] for row in rows] == expected
 
 
 def test_every_priority_is_in_its_place(sql: Sql) -> None:

@@ -29,7 +29,7 @@ _COMPLETE_AND_CLAIM = sql("complete_and_claim")
 
 ClaimRow = tuple[Any, ...]
 NO_HINTS = Hints()
-_TURN = itemgetter(7, 14, 1)  # priority, run_at (in ISO 8601 with one offset: texts sort as times), id
+_TURN = itemgetter(7, 14, 1)  # priority, run_at (texts that sort as times: times_in_utc), id
 
 
 def enqueue_plain(
