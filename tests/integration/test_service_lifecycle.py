@@ -23,6 +23,7 @@ from packhorse.schedules.maintenance.gates import Gates
 from packhorse.schedules.maintenance.runway import Runway
 from packhorse.schedules.timetable.scheduler import Scheduler
 from packhorse.worker.amqp.consumer import AmqpConsumer
+from packhorse.worker.amqp.depths import Depths
 from packhorse.worker.amqp.ledger import Ledger
 from packhorse.worker.attempt.heartbeat import Heartbeat
 from packhorse.worker.attempt.step_store import StepWriter
@@ -90,6 +91,7 @@ SERVICES: dict[type[Service], Callable[[Parts], Service]] = {
 ELSEWHERE: dict[type[Service], str] = {
     AmqpConsumer: "tests/rabbit/test_amqp_worker.py",
     Ledger: "tests/rabbit/test_amqp_worker.py",
+    Depths: "tests/rabbit/test_relay.py",
 }
 
 
