@@ -4,16 +4,9 @@ mark at the end of a sentence.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import pty
-import re
 import signal
-import struct
 import subprocess
-import termios
-import time
 
 import psycopg
 import pytest
@@ -21,6 +14,7 @@ import pytest
 from packhorse.worker.cli.errors import ErrorReport, report
 from packhorse.worker.exits import EXIT_FAILED, EXIT_OK, EXIT_UNAVAILABLE, EXIT_USAGE
 from tests.support.cli import COMMAND, Cli
+from tests.support.terminal import Terminal
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -28,25 +22,9 @@ pytestmark = pytest.mark.slow
 
 def on_a_terminal(cli: Cli, columns: int, *arguments: str) -> str:
     """What a command prints on a terminal of this width, without its bold type."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    environment = {
-        **{name: value for name, value in cli.environment.items() if name != "COLUMNS"},
-        "TERM": "xterm",
-    }
-    process = subprocess.Popen(
-        [*COMMAND, *arguments], cwd=cli.folder, env=environment, stdin=theirs, stdout=theirs, stderr=theirs
-    )
-    os.close(theirs)
-    shown, until = b"", time.monotonic() + 60
-    while time.monotonic() < until:
-        try:
-            shown += os.read(ours, 65536)
-        except OSError:  # EIO: the command has ended
-            break
-    os.close(ours)
-    assert process.wait(timeout=10) == EXIT_OK, shown
-    return re.sub(r"\x1b\[[0-9;]*m", "", shown.decode())
+    with Terminal(cli, *arguments, columns=columns) as terminal:
+        assert terminal.ends() == (EXIT_OK, ""), terminal.text
+        return terminal.plain
 
 
 @pytest.fixture

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import pty
 import re
 import subprocess
 
 import pytest
 
-from tests.support.cli import COMMAND, Cli
+from tests.support.cli import Cli
+from tests.support.terminal import Terminal
 
 pytestmark = pytest.mark.slow
 
@@ -26,26 +25,12 @@ def test_a_run_of_maintenance_shows_its_progress_rate_and_remaining_time_on_a_te
         '[retention.orders]\ntable = "shop.orders"\ncolumn = "done_at"\nkeep = "7d"\nbatch = 40\n'
     )
     cli = Cli(tmp_path, database.admin_url, TERM="xterm")
-    master, slave = pty.openpty()
-    process = subprocess.Popen(
-        [*COMMAND, "maintenance", "run", "retention.orders", "--yes"],
-        cwd=tmp_path,
-        env=cli.environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=slave,
-    )
-    os.close(slave)
-    drawn = b""
-    try:
-        while data := os.read(master, 65536):
-            drawn += data
-    except OSError:  # the other side is closed: it has ended
-        pass
-    out = process.communicate(timeout=30)[0].decode()
-    os.close(master)
-    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", drawn.decode())
-    assert process.returncode == 0 and "succeeded, 400 rows" in out
+    with Terminal(
+        cli, "maintenance", "run", "retention.orders", "--yes", columns=200, stdout=subprocess.PIPE
+    ) as terminal:
+        code, out = terminal.ends()
+        text = terminal.plain
+    assert code == 0 and "succeeded, 400 rows" in out
     assert (
         "retention.orders" in text
         and "400/400" in text

@@ -4,22 +4,16 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import pty
 import re
-import signal
-import struct
-import subprocess
-import termios
-import threading
+from contextlib import ExitStack
 
 import pytest
 
 from packhorse.worker.exits import EXIT_OK, EXIT_SCHEMA, EXIT_UNAVAILABLE, EXIT_USAGE
 from tests.support.accounting import effects, wait_for_end
-from tests.support.cli import COMMAND, Cli
+from tests.support.cli import Cli
 from tests.support.proxy import Proxy
+from tests.support.terminal import Terminal
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.one_database]
@@ -32,72 +26,10 @@ def cli(tmp_path, database):
     return Cli(tmp_path, database.url)
 
 
-class Terminal:
-    """A command on a pseudo-terminal of 80x24; `text` is everything it has drawn."""
-
-    def __init__(self, cli, *arguments):
-        self.master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-        self.before = termios.tcgetattr(slave)
-        environment = {key: value for key, value in cli.environment.items() if key != "COLUMNS"} | {
-            "TERM": "xterm"
-        }
-        self.process = subprocess.Popen(
-            [*COMMAND, "top", *arguments],
-            cwd=cli.folder,
-            env=environment,
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-        )
-        self.slave = slave
-        self.text = ""
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self):
-        while True:
-            try:
-                data = os.read(self.master, 65536)
-            except OSError:
-                return
-            if not data:
-                return
-            self.text += data.decode(errors="replace")
-
-    def shows(self, text, timeout_seconds=20.0):
-        """Wait until it is drawn; forget what was drawn before."""
-        try:
-            wait_until(lambda: text in self.text or self.process.poll() is not None, timeout_seconds, text)
-        except AssertionError:
-            raise AssertionError(f"{text!r} is not in {self.text!r}") from None
-        assert text in self.text, self.text
-        self.text = ""
-
-    def type(self, keys):
-        os.write(self.master, keys)
-
-    def close(self):
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait(10)
-        os.close(self.slave)
-        os.close(self.master)
-
-
 @pytest.fixture
 def terminal():
-    opened = []
-
-    def start(cli, *arguments):
-        opened.append(Terminal(cli, *arguments))
-        return opened[-1]
-
-    yield start
-    for one_of_them in opened:
-        one_of_them.close()
+    with ExitStack() as opened:
+        yield lambda cli, *options: opened.enter_context(Terminal(cli, "top", *options))
 
 
 def fill(database):
@@ -199,7 +131,7 @@ def test_a_live_session_ends_cleanly(cli, database, terminal, end):
     assert session.process.wait(20) == EXIT_OK
     wait_until(lambda: "\x1b[?1049l" in session.text, message="the screen is given back")
     assert "Traceback" not in session.text and "MAINTENANCE" not in session.text.split("\x1b[?1049l")[1]
-    assert termios.tcgetattr(session.slave) == session.before
+    assert session.is_given_back
 
 
 def test_sigterm_ends_it_as_well(cli, terminal):
@@ -207,7 +139,7 @@ def test_sigterm_ends_it_as_well(cli, terminal):
     session.shows("MAINTENANCE")
     session.process.terminate()
     assert session.process.wait(20) == EXIT_OK
-    assert termios.tcgetattr(session.slave) == session.before
+    assert session.is_given_back
 
 
 def beat(database, worker, done, failed, running=0):

@@ -4,13 +4,10 @@ touched that came later (SPEC Q4, Q5).
 
 from __future__ import annotations
 
-import os
-import pty
-import re
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -24,8 +21,9 @@ from packhorse.worker.ops.where import parse
 from packhorse.worker.store import dead_letters, tallies
 from packhorse.worker.store.dead_letters import Selection
 from packhorse.worker.store.filters import DEAD
-from tests.support.cli import COMMAND, Cli
+from tests.support.cli import Cli
 from tests.support.postgres import Database
+from tests.support.terminal import Terminal
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.one_database
@@ -228,26 +226,15 @@ def test_what_comes_while_a_person_thinks_at_the_terminal_stays(
             ["dead-letter", "purge", "--where", "type=effect"],
             "Delete 30 dead letters for good?",
         )
-    master, slave = pty.openpty()
-    process = subprocess.Popen(
-        [*COMMAND, *words],
-        cwd=tmp_path,
-        env=Cli(tmp_path, database.url, TERM="dumb").environment,
-        stdin=slave,
-        stdout=subprocess.PIPE,
-        stderr=slave,
-    )
-    os.close(slave)
-    drawn = _until(master, question)
-    assert question in drawn, drawn
-    with producer(database):
-        later = database.value("select coalesce(max(id), 0) from message_queue") + 5
-        wait_until(lambda: database.value("select coalesce(max(id), 0) from message_queue") > later)
-        if of == "dead letters":
-            database.query(bury)
-        os.write(master, b"y\n")
-        out = process.communicate(timeout=60)[0].decode()
-    os.close(master)
+    with at_a_terminal(database, tmp_path, *words) as terminal:
+        terminal.shows(question)
+        with producer(database):
+            later = database.value("select coalesce(max(id), 0) from message_queue") + 5
+            wait_until(lambda: database.value("select coalesce(max(id), 0) from message_queue") > later)
+            if of == "dead letters":
+                database.query(bury)
+            terminal.type(b"y\n")
+            _, out = terminal.ends()
     if of == "messages":
         assert "cancel: 30 of 30 message(s)" in out
         assert min(pending(database)) > max(shown) and len(pending(database)) >= 5
@@ -259,37 +246,23 @@ def test_what_comes_while_a_person_thinks_at_the_terminal_stays(
 
 def test_a_terminal_that_agreed_to_fewer_does_nothing_and_says_so(database: Database, tmp_path: Any) -> None:
     fill(database, 5)
-    with database.connect() as late, late.transaction():
-        late.execute("select count(enqueue_message('default', 'effect', '{}')) from generate_series(1, 20)")
-        fill(database, 1)
-        master, slave = pty.openpty()
-        process = subprocess.Popen(
-            [*COMMAND, "message", "cancel", "--where", "type=effect"],
-            cwd=tmp_path,
-            env=Cli(tmp_path, database.url, TERM="dumb").environment,
-            stdin=slave,
-            stdout=subprocess.PIPE,
-            stderr=slave,
-        )
-        os.close(slave)
-        assert "Cancel 6 messages?" in _until(master, "?")
-    os.write(master, b"y\n")
-    said = _until(master, None)
-    process.communicate(timeout=60)
-    os.close(master)
-    assert process.returncode == 1 and "nothing was done: more than 16 match now, and 6 were shown" in said
+    with ExitStack() as opened:
+        with database.connect() as late, late.transaction():
+            late.execute(
+                "select count(enqueue_message('default', 'effect', '{}')) from generate_series(1, 20)"
+            )
+            fill(database, 1)
+            terminal = opened.enter_context(
+                at_a_terminal(database, tmp_path, "message", "cancel", "--where", "type=effect")
+            )
+            terminal.shows("Cancel 6 messages?")
+        terminal.type(b"y\n")
+        code, _ = terminal.ends()
+        said = " ".join(terminal.text.split())
+    assert code == 1 and "nothing was done: more than 16 match now, and 6 were shown" in said
     assert len(pending(database)) == 26
 
 
-def _until(master: int, text: str | None) -> str:
-    """What a terminal shows until this text; None: until the other side ends."""
-    drawn = b""
-    try:
-        while text is None or text not in re.sub(r"\s+", " ", drawn.decode(errors="replace")):
-            data = os.read(master, 65536)
-            if not data:
-                break
-            drawn += data
-    except OSError:  # the other side is closed: it has ended
-        pass
-    return re.sub(r"\s+", " ", drawn.decode(errors="replace"))
+def at_a_terminal(database: Database, folder: Any, *words: str) -> Terminal:
+    """Its lines are long, so that no question is broken."""
+    return Terminal(Cli(folder, database.url), *words, columns=200, term="dumb", stdout=subprocess.PIPE)
