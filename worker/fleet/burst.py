@@ -114,7 +114,7 @@ class BurstSupervisor(Supervisor):
     def _may_ask(self, now: float) -> bool:
         """Do all children live and wait, and have they made a turn since nothing was found?"""
         quiet = self._all_registered() and not (
-            self._recovering or self._rehearsal or any(child.retiring for child in self._children)
+            self._recovering or self._preflight or any(child.retiring for child in self._children)
         )
         if not quiet or self._something_runs():
             self._nothing_at = 0.0

@@ -6,7 +6,7 @@ that the child has not noted there as its own is a crash, whatever its exit code
 crashes runs apart: in one more child, which is started for such messages and ends after them (SPEC P5). When
 that one dies with several of them, the next one runs them one by one: then it is clear which it was. Metrics
 and probes are served by one more child, whose death harms nobody (worker/fleet/exporter.py). Signals:
-TERM/INT drain (again: interrupt), HUP replaces the children one by one, if a trial child says that new ones
+TERM/INT drain (again: interrupt), HUP replaces the children one by one, if a preflight says that new ones
 would start. A child that does not come to the end of its drain is killed, whatever it drains for. One that
 cannot work at all ends the parent only as long as none ever could.
 """
@@ -98,11 +98,11 @@ class Supervisor:
         self.fleet_stats = FleetStats(
             settings.processes, [ids.busy for ids in running], [ids.awaiting for ids in running]
         )
-        self._watch = Monitor(self.fleet_stats, notifier or Notifier({}), settings.hang_seconds)
+        self._monitor = Monitor(self.fleet_stats, notifier or Notifier({}), settings.hang_seconds)
         self._exporter = Child(RunningIds(0)) if settings.metrics_port else None
         self._recovering: set[int] = set()  # pids of children that give back what a dead one held
-        self._rehearsal = 0  # pid of the child that tries out what a reload would start
-        self._rehearsal_late_at = math.inf  # from then on it is said that it takes long
+        self._preflight = 0  # pid of the child that tries out what a reload would start
+        self._preflight_late_at = math.inf  # from then on it is said that it takes long
         self._signals: list[int] = []  # appended by signal handlers, read by the loop
         self._stops = 0
         self._fatal = EXIT_OK
@@ -130,7 +130,7 @@ class Supervisor:
                     break
             else:
                 self._start_missing()
-                self._say_late_rehearsal()
+                self._say_late_preflight()
                 self._roll()
             self._kill_late()
             self._start_exporter()
@@ -162,22 +162,22 @@ class Supervisor:
                 self._stop_children()
                 self._stops += 1
             elif number == signal.SIGHUP and not self._stops:
-                self._watch.reloading()
-                kill(self._rehearsal, signal.SIGKILL)  # it may have seen older code
-                self._rehearsal = self._fork(
+                self._monitor.reloading()
+                kill(self._preflight, signal.SIGKILL)  # it may have seen older code
+                self._preflight = self._fork(
                     lambda: preflight(self.settings, self.fleet_stats.made_by, self._make_process)
                 )
-                self._rehearsal_late_at = time.monotonic() + self.settings.hang_seconds
-                if not self._rehearsal:
-                    self._on_rehearsed(EXIT_FAILED)
+                self._preflight_late_at = time.monotonic() + self.settings.hang_seconds
+                if not self._preflight:
+                    self._on_preflight(EXIT_FAILED)
 
-    def _say_late_rehearsal(self) -> None:
+    def _say_late_preflight(self) -> None:
         """An import may take minutes, or hang: who asked for the reload sees nothing else of it."""
-        if self._rehearsal and time.monotonic() >= self._rehearsal_late_at:
-            self._rehearsal_late_at = math.inf
+        if self._preflight and time.monotonic() >= self._preflight_late_at:
+            self._preflight_late_at = math.inf
             logger.warning(
                 "reload_waits pid=%d seconds=%.0f: the new code is still being imported",
-                self._rehearsal,
+                self._preflight,
                 self.settings.hang_seconds,
             )
 
@@ -185,8 +185,8 @@ class Supervisor:
         """Pass a stop on. A second one is said in shared memory: a signal that comes twice may mean the same
         stop (sent to the whole group, or to a child that drains already)."""
         if not self._stops:
-            self._watch.stopping()
-        kill(self._rehearsal, signal.SIGKILL)
+            self._monitor.stopping()
+        kill(self._preflight, signal.SIGKILL)
         for pid in self._recovering:
             kill(pid, signal.SIGTERM)
         for child, stats in zip(self._children, self.fleet_stats.children, strict=True):
@@ -298,15 +298,15 @@ class Supervisor:
 
     def _look(self) -> None:
         """What does not tick any more is killed, and then replaced like everything that died."""
-        self._watch.look(
+        self._monitor.look(
             sum(bool(child.pid) for child in self._children if not child.isolation),
             bool(self._stops),
-            bool(self._rehearsal)
+            bool(self._preflight)
             or any(child.retiring for child in self._children)
             or not self._all_registered(),
         )
         for index, child in enumerate(self._children):
-            loops = self._watch.hung(index) if child.pid and not child.hung else []
+            loops = self._monitor.hung(index) if child.pid and not child.hung else []
             if loops:
                 logger.error(
                     "child_hung pid=%d loops=%s hang_seconds=%.0f",
@@ -316,7 +316,7 @@ class Supervisor:
                 )
                 child.hung = True
                 kill(child.pid, signal.SIGKILL)
-        if self._exporter is not None and self._exporter.pid and self._watch.exporter_hung():
+        if self._exporter is not None and self._exporter.pid and self._monitor.exporter_hung():
             kill(self._exporter.pid, signal.SIGKILL)
 
     def _fork(self, body: Callable[[], int]) -> int:
@@ -352,16 +352,16 @@ class Supervisor:
             if pid == 0:
                 return
             self._recovering.discard(pid)
-            if pid == self._rehearsal:
-                self._on_rehearsed(os.waitstatus_to_exitcode(status))
+            if pid == self._preflight:
+                self._on_preflight(os.waitstatus_to_exitcode(status))
             for index, child in enumerate(self._children):
                 if child.pid == pid:
                     self._on_exit(index, child, os.waitstatus_to_exitcode(status))
             if self._exporter is not None and self._exporter.pid == pid:
                 self._on_exporter_exit(self._exporter, os.waitstatus_to_exitcode(status))
 
-    def _on_rehearsed(self, code: int) -> None:
-        self._rehearsal = 0
+    def _on_preflight(self, code: int) -> None:
+        self._preflight = 0
         if code == EXIT_OK:
             for child in self._children:
                 child.retiring = bool(child.pid) or not child.isolation
