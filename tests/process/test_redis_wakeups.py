@@ -10,8 +10,7 @@ import pytest
 from packhorse import PostgresBroker
 from packhorse.worker.config import load_settings
 from packhorse.worker.db.connection import connect
-from packhorse.worker.store import messages as store
-from packhorse.worker.store.wakes import wake_channel
+from packhorse.worker.store import wakes as store
 from tests.support.accounting import effects, wait_for_end
 from tests.support.harness import House
 from tests.support.pgbouncer import PROGRAM, PgBouncer
@@ -57,7 +56,7 @@ def producer(database, redis):
 def published(database, redis, producer):
     """What producers have published since it was asked last."""
     with producer.pool.connection() as connection:
-        channel = wake_channel(connection)
+        channel = store.wake_channel(connection)
     heard = redis.client().pubsub()
     heard.subscribe(channel)
     assert heard.get_message(timeout=5)["type"] == "subscribe"

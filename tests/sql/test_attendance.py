@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 
 from packhorse.worker.db.connection import connect
-from packhorse.worker.store import messages as store
+from packhorse.worker.store import wakes as store
 from tests.support.postgres import Database
 
 pytestmark = pytest.mark.slow

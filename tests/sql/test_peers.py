@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from packhorse.worker.db.connection import connect
-from packhorse.worker.store import messages, wakes, workers
+from packhorse.worker.store import wakes, workers
 from tests.support.postgres import Database
 
 
@@ -62,7 +62,7 @@ def test_each_of_a_fleet_knows_the_one_before_it_and_the_first_the_last(worker) 
 
 def test_workers_are_called_where_somebody_sleeps(any_database, worker) -> None:
     any_database.query("select declare_queue('awake')")
-    messages.announce_sleep(worker, ["default"], 10)
+    wakes.announce_sleep(worker, ["default"], 10)
     with any_database.connect(admin=True) as listener:
         listener.execute("listen packhorse_wake")
         words = wakes.call_workers(worker, ["default", "awake", "unknown"], [7, 2**32 - 1], 2)
@@ -80,9 +80,9 @@ def test_a_beat_of_a_process_that_was_forgotten_says_so(worker) -> None:
 def test_the_channel_is_told_where_a_notify_would_be_sent(any_database, worker) -> None:
     channel = wakes.wake_channel(worker)
     assert wakes.wake_channels(worker, ["default", "unknown"]) == set()
-    messages.announce_sleep(worker, ["default"], 10)
+    wakes.announce_sleep(worker, ["default"], 10)
     assert wakes.wake_channels(worker, ["default", "unknown"]) == {(channel, "default")}
-    messages.attend_queues(worker, ["default"], ["a"], 10)
+    wakes.attend_queues(worker, ["default"], ["a"], 10)
     assert wakes.wake_channels(worker, ["default"]) == set()
     assert any_database.value(
         "select has_function_privilege('packhorse_producer', 'wake_channel(text)', 'execute')"

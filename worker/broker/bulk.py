@@ -17,7 +17,7 @@ from packhorse.worker.enqueue.encoding import Encoded
 from packhorse.worker.errors import InvalidArgument, StoreRejected
 from packhorse.worker.store import messages as store
 from packhorse.worker.store.options import BULK_KEYS, PER_MESSAGE_KEYS
-from packhorse.worker.store.wakes import Wake, wake_channels
+from packhorse.worker.store.wakes import Wake, wake_channels, wake_queues
 
 #: What one statement holds at most, and what may be on its way at once: the deadline of a call is for what it
 #: waits for.
@@ -89,7 +89,7 @@ class BulkEnqueue:
                     parts = size = 0
                 self._insert(rows, blocked)
                 parts, size = parts + 1, size + sum(len(row[2]) + len(row[3]) for row in rows)
-        store.wake_queues(self._connection, sorted(self._queues))
+        wake_queues(self._connection, sorted(self._queues))
         if wakes is not None:
             wakes |= wake_channels(self._connection, sorted(self._queues))
 

@@ -23,8 +23,7 @@ from uuid import UUID
 from packhorse.worker.attempt.heartbeat import stretched
 from packhorse.worker.db.pool import Link
 from packhorse.worker.runtime.ring import ALL, FEW, Word, ours, some_number
-from packhorse.worker.store import messages as store
-from packhorse.worker.store.wakes import call_workers
+from packhorse.worker.store import wakes as store
 
 # how long a request for NOTIFY stands: NOTIFY ends that long after the last listener, at most
 WAKE_SECONDS = 10.0
@@ -47,7 +46,7 @@ CALL_SECONDS, FAST_CALL_SECONDS = 0.025, 0.1
 
 
 class Wakeups:
-    """Used by the fetcher's thread, but for `woken`.
+    """Used by the fetcher's thread, but for `hear`.
 
     worker_id: ours. types: what this worker runs; forward: where it publishes instead. listening: does a
     NOTIFY reach us now?
@@ -180,7 +179,7 @@ class Wakeups:
         numbers = [some_number() for _ in range(4 * count)]
         others = [number for number in numbers if not self._ours(Word("", number=number))] or numbers
         with self._link.connection() as connection:
-            words = call_workers(connection, queues, others[:count], passed)
+            words = store.call_workers(connection, queues, others[:count], passed)
         self.tell(words)
 
     # -- watching ----------------------------------------------------------------------------------
@@ -193,7 +192,7 @@ class Wakeups:
             self._hot.add(queue)
 
     def attend(self, *, backlog: bool) -> None:
-        """Monitor what is hot, or everything while there is a backlog; goes on with it in time."""
+        """Watch what is hot, or everything while there is a backlog; goes on with it in time."""
         now = time.monotonic()
         if now >= self._keep_at:
             self._keep_at = now + KEEP_SECONDS
@@ -273,7 +272,7 @@ class Wakeups:
         self._full_at = inf
 
     def leave(self, *, wake: bool) -> None:
-        """Monitor no longer. Look once more afterwards, or let others: wake."""
+        """Watch no longer. Look once more afterwards, or let others: wake."""
         if self.attending:
             with self._link.connection() as connection:
                 store.hand_over_queues(connection, self.attending, wake=False, leave=True)

@@ -133,10 +133,6 @@ def declare_queue(connection: DeadlineConnection, queue: str) -> bool:
     return bool(connection.execute(sql("declare_queue"), (queue,)).fetchone()[0])  # type: ignore[index]
 
 
-def wake_queues(connection: DeadlineConnection, queues: Sequence[str]) -> None:
-    connection.execute(sql("wake_queues"), (list(queues),))
-
-
 def complete_and_claim(
     connection: DeadlineConnection,
     ids: list[int],
@@ -373,7 +369,7 @@ def complete_refused(connection: DeadlineConnection) -> int:
 
 def release_unknown(connection: DeadlineConnection, holder: UUID, known: list[int]) -> int:
     """Hand back what `holder` leased by claims whose answers were lost; how many. Source:
-    migrations/functions/retry.sql
+    migrations/functions/release.sql
     """
     return int(connection.execute(sql("release_unknown"), (holder, _array(known))).fetchone()[0])  # type: ignore[index]
 
@@ -409,38 +405,3 @@ def cancel_held(connection: DeadlineConnection, message_id: int, token: int, rea
 def explain(connection: DeadlineConnection, message_id: int) -> list[Gate]:
     """The gates between a message and its start, in the order of the claim."""
     return [Gate(*row) for row in connection.execute(sql("explain"), (message_id,)).fetchall()]
-
-
-def announce_sleep(connection: DeadlineConnection, queues: list[str], seconds: float) -> None:
-    connection.execute(sql("announce_sleep"), (queues, seconds))
-
-
-def attend_queues(
-    connection: DeadlineConnection,
-    queues: list[str],
-    types: list[str],
-    seconds: float,
-    forward: str | None = None,
-) -> list[str]:
-    """Monitor those of these queues that nobody watches, for a worker that runs these types, or a relay to
-    `forward`; returns which.
-    """
-    row = connection.execute(sql("attend_queues"), (queues, types, seconds, forward)).fetchone()
-    return list(row[0])  # type: ignore[index]
-
-
-def keep_attending(
-    connection: DeadlineConnection,
-    queues: list[str],
-    types: list[str],
-    seconds: float,
-    forward: str | None = None,
-) -> list[str]:
-    """Monitor these queues for longer; returns those that have to be left."""
-    row = connection.execute(sql("keep_attending"), (queues, types, seconds, forward)).fetchone()
-    return list(row[0])  # type: ignore[index]
-
-
-def hand_over_queues(connection: DeadlineConnection, queues: list[str], *, wake: bool, leave: bool) -> None:
-    """Wake who sleeps on these queues, or watch them no longer, or both."""
-    connection.execute(sql("hand_over_queues"), (queues, wake, leave))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.queries import sql
-from packhorse.worker.store import messages
+from packhorse.worker.store import wakes
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ def make_due(connection: DeadlineConnection, queues: Sequence[str], types: Seque
         sql("make_due"), {"queues": list(queues), "types": list(types)}
     ).fetchone()  # type: ignore[misc]
     if count:
-        messages.wake_queues(connection, known)
+        wakes.wake_queues(connection, known)
     return int(count)
 
 

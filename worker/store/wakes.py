@@ -1,4 +1,6 @@
-"""What is published by Redis to wake sleeping workers (migrations/functions/wakeups.sql)."""
+"""Who sleeps, who watches, and how sleepers are woken, by NOTIFY or by Redis
+(migrations/functions/wakeups.sql).
+"""
 
 from __future__ import annotations
 
@@ -33,3 +35,44 @@ def call_workers(
 def wake_channels(connection: DeadlineConnection, queues: Sequence[str]) -> set[Wake]:
     """What is to be published to wake who sleeps on these queues."""
     return {(row[0], row[1]) for row in connection.execute(sql("wake_channels"), (list(queues),))}
+
+
+def wake_queues(connection: DeadlineConnection, queues: Sequence[str]) -> None:
+    """Notify who sleeps on these queues. Raises UnknownQueue."""
+    connection.execute(sql("wake_queues"), (list(queues),))
+
+
+def announce_sleep(connection: DeadlineConnection, queues: list[str], seconds: float) -> None:
+    """Producers shall notify for so long."""
+    connection.execute(sql("announce_sleep"), (queues, seconds))
+
+
+def attend_queues(
+    connection: DeadlineConnection,
+    queues: list[str],
+    types: list[str],
+    seconds: float,
+    forward: str | None = None,
+) -> list[str]:
+    """Watch those of these queues that nobody watches, for a worker that runs these types, or a relay to
+    `forward`; returns which.
+    """
+    row = connection.execute(sql("attend_queues"), (queues, types, seconds, forward)).fetchone()
+    return list(row[0])  # type: ignore[index]
+
+
+def keep_attending(
+    connection: DeadlineConnection,
+    queues: list[str],
+    types: list[str],
+    seconds: float,
+    forward: str | None = None,
+) -> list[str]:
+    """Watch these queues for longer; returns those that have to be left."""
+    row = connection.execute(sql("keep_attending"), (queues, types, seconds, forward)).fetchone()
+    return list(row[0])  # type: ignore[index]
+
+
+def hand_over_queues(connection: DeadlineConnection, queues: list[str], *, wake: bool, leave: bool) -> None:
+    """Wake who sleeps on these queues, or watch them no longer, or both."""
+    connection.execute(sql("hand_over_queues"), (queues, wake, leave))

@@ -146,11 +146,11 @@ select gate, passed, detail, earliest_start from packhorse.explain_message(%s);
 select packhorse.announce_sleep(%s, make_interval(secs => %s));
 
 -- name: attend_queues
--- Monitor queues that nobody watches; which ones.
+-- Watch queues that nobody watches; which ones.
 select packhorse.attend_queues(%s::text[], %s::text[], make_interval(secs => %s), %s::text);
 
 -- name: keep_attending
--- Monitor them for longer; which ones not.
+-- Watch them for longer; which ones not.
 select packhorse.keep_attending(%s::text[], %s::text[], make_interval(secs => %s), %s::text);
 
 -- name: hand_over_queues
