@@ -7,10 +7,12 @@ import importlib
 import re
 import subprocess
 import sys
+from collections import Counter
 from functools import cache
 
 import pytest
 
+from packhorse.worker.db.queries import load
 from tests.support.sources import FILES, TOP, nodes, tree
 
 #: Lowest first. A room imports from floors below its own, never from a neighbour. What lies loose in worker/
@@ -305,6 +307,38 @@ def test_there_is_no_sql_text_outside_its_homes():
                 found.append(f"{path.relative_to(TOP)}:{node.lineno}: {node.value[:60]!r}")
     # calls.py builds the one call for foreign drivers, each with its own placeholder style
     assert [line for line in found if not line.startswith("worker/enqueue/calls.py")] == []
+
+
+def test_nothing_is_left_that_nobody_names():
+    """Functions and classes of a module, and statements. What has a decorator is called from outside."""
+    words = Counter(
+        word
+        for path in [*FILES, *(TOP / "packhorse").glob("*.py")]
+        for word in re.findall(r"\w+", path.read_text())
+    )
+    unnamed = [
+        f"{path.relative_to(TOP)}: {node.name}"
+        for path in FILES
+        for node in tree(path).body
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and not node.decorator_list
+        and words[node.name] == 1
+    ]
+    #: Names with a part that is chosen: sql(f"act_{verb}").
+    chosen = {
+        "".join(part.value if isinstance(part, ast.Constant) else r"\w+" for part in text.values)
+        for path in FILES
+        for call in nodes(path)
+        if isinstance(call, ast.Call)
+        and getattr(call.func, "id", getattr(call.func, "attr", "")) in ("sql", "rows", "run")
+        for text in ast.walk(call)
+        if isinstance(text, ast.JoinedStr)
+    }
+    assert len(chosen) > 5, "they are found"
+    unnamed += [
+        name for name in load() if name not in words and not any(re.fullmatch(c, name) for c in chosen)
+    ]
+    assert unnamed == []
 
 
 def test_files_are_small():

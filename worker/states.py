@@ -109,8 +109,3 @@ _EXPECTED = {
     Verb.RELEASE: Ended.RELEASED.value,
     Verb.UNCOMMITTED: Ended.SNOOZE.value,
 }
-
-
-def successor(state: State, verb: str) -> State | None:
-    """The state after `verb`, or None when the verb does nothing in this state."""
-    return TRANSITIONS[state].get(verb)

@@ -281,16 +281,3 @@ def quickly(
                 raise
         time.sleep(pause * random.uniform(0.5, 1.5))
         pause = min(MOST_PAUSE_SECONDS, pause * 2)
-
-
-def until_none(connection: DeadlineConnection, act: Callable[[], int]) -> int:
-    """Call `act`, each time in a transaction of its own, until it changes nothing; how many in all. Raises
-    StoreError.
-    """
-    total = 0
-    while True:
-        with translated(), connection.transaction():
-            done = act()
-        if not done:
-            return total
-        total += done

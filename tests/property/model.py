@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from packhorse.worker.states import LIVE, State, successor
+from packhorse.worker.states import LIVE, TRANSITIONS, State
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Message:
 
     def apply(self, verb: str) -> None:
         """Take the edge `verb`; the walk only asks for edges that exist."""
-        target = successor(self.state, verb)
+        target = TRANSITIONS[self.state].get(verb)
         assert target is not None, f"the model has no edge {verb} from {self.state}"
         if self.state is State.RUNNING and self.token is not None:
             self.stale.append(self.token)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from packhorse.worker.states import FINAL, LIVE, TRANSITIONS, State, successor
+from packhorse.worker.states import FINAL, LIVE, TRANSITIONS, State
 
 
 def test_every_state_has_a_line_and_every_target_is_a_state() -> None:
@@ -24,12 +24,6 @@ def test_from_every_live_state_a_message_can_come_to_each_of_the_three_ends() ->
                     reached.add(target)
                     frontier.append(target)
         assert reached >= FINAL | {State.DEAD}
-
-
-def test_an_unknown_verb_has_no_successor() -> None:
-    assert successor(State.PENDING, "claim") is State.RUNNING
-    assert successor(State.DONE, "claim") is None
-    assert successor(State.RUNNING, "claim") is None
 
 
 def test_only_a_claim_leads_to_running() -> None:

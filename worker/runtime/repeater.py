@@ -44,11 +44,6 @@ class Repeater(Service):
         self._channel: str | None = None
         self._listener: Listener | None = None
 
-    @property
-    def repeating(self) -> bool:
-        """Is it this process that listens?"""
-        return self._listener is not None
-
     def run_once(self) -> float:
         if self._channel is None:
             self._channel = self._ask_channel()

@@ -121,19 +121,6 @@ def cancel(connection: DeadlineConnection, message_id: int, operator: str, reaso
     )
 
 
-def retry_now(connection: DeadlineConnection, message_id: int, operator: str, reason: str | None) -> str:
-    """Make a waiting message due, or redrive a dead one.
-
-    Returns "due", "blocked" (due, but its conversation is not free) or "redriven"; a running or finished
-    message is left alone and its state returned. Raises NotFound, and StoreConflict when somebody keeps it
-    locked.
-    """
-    answer = str(value(connection, "retry_message", (message_id, operator, reason)))
-    if answer == "gone":
-        raise NotFound("message", message_id)
-    return answer
-
-
 def holder(connection: DeadlineConnection, message_id: int) -> str | None:
     """host:pid of the worker that runs a message (its id when it is not known); None when nobody does."""
     found = value(connection, "message_holder", (message_id,))

@@ -17,8 +17,3 @@ select packhorse.change_rate_limiter(%s, %s, %s, %s, make_interval(secs => %s), 
 -- name: get_rate_limiter
 -- The value of a counter.
 select packhorse.get_rate_limiter(%s);
-
--- name: drop_rate_limiter
--- A waiter takes the event away.
-delete from packhorse.rate_limiters where limiter_key = %s and value > 0 and expires_at > clock_timestamp()
-returning true;

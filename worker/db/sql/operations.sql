@@ -102,10 +102,6 @@ cross join lateral jsonb_array_elements(case when jsonb_typeof(a.history) = 'arr
   else '[]' end) with ordinality as h (entry, place)
 where a.id = %s and h.entry ->> 'traceback' is not null order by h.place desc limit 1;
 
--- name: retry_message
--- A message need not wait: due, blocked, redriven, or where it is.
-select packhorse.retry_message(%s, %s, %s);
-
 -- name: known_types
 -- Types that some worker registered.
 select name from packhorse.message_types order by name;
