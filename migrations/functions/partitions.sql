@@ -1,4 +1,5 @@
--- Partitions: what makes one like its table, and the daily ones of the archive (SPEC M5).
+-- Partitions: what makes one like its table, the daily ones of the archive, and until when inserts find one
+-- (SPEC M5).
 
 create or replace function packhorse.partition_covers(p_table regclass, p_from timestamptz,
   p_until timestamptz) returns boolean
@@ -277,5 +278,55 @@ end
 $$;
 comment on function packhorse.drop_expired_archive_partitions() is
   'Drop archive partitions past their retention; returns how many.';
+
+create or replace function packhorse.partition_ends(p_now timestamptz)
+returns table (table_name text, ends_at timestamptz, every text)
+language sql stable as $$
+-- Until when inserts find a partition, by table: those of the queue's and the platform's schema that are
+-- partitioned by a time, and those that a policy of [partitions] looks after, wherever they are. Infinity for
+-- an open end. every: day, week or month, by the width of the partition that ends last.
+  with kept as (
+    select (select r.plan ->> 'table' from packhorse.maintenance_runs r
+            where r.task = t.task and r.started_at > p_now - interval '30 days'
+            order by r.id desc limit 1) as name
+    from packhorse.maintenance_tasks t where t.task like 'partitions.%.make'
+  ), bounds as (
+    select case when n.nspname = any (h.schemas) then p.relname::text
+      else n.nspname || '.' || p.relname end as name, a.atttypid = 'timestamptz'::regtype as zoned,
+    regexp_match(pg_get_expr(c.relpartbound, c.oid),
+      'FROM \(''?([^'']+?)''?\) TO \(''?([^'']+?)''?\)') as texts
+    from (select array[(parse_ident('packhorse.x'))[1], (parse_ident('platform.x'))[1]] as schemas) h
+    cross join pg_partitioned_table k
+    join pg_class p on p.oid = k.partrelid
+    join pg_namespace n on n.oid = p.relnamespace
+    join pg_attribute a on a.attrelid = p.oid and a.attnum = k.partattrs[0]
+    join pg_inherits i on i.inhparent = p.oid and not i.inhdetachpending
+    join pg_class c on c.oid = i.inhrelid
+    where k.partstrat = 'r' and k.partnatts = 1
+      and a.atttypid in ('timestamptz'::regtype, 'timestamp'::regtype, 'date'::regtype)
+      and (n.nspname = any (h.schemas) or exists (select from kept where to_regclass(kept.name) = p.oid))
+  ), ranges as ( -- columns without a zone hold UTC
+    select b.name, case when b.texts[1] = 'MINVALUE' then '-infinity'
+      when b.zoned then b.texts[1]::timestamptz
+        else b.texts[1]::timestamp at time zone 'UTC' end as lower_at,
+      case when b.texts[2] = 'MAXVALUE' then 'infinity' when b.zoned then b.texts[2]::timestamptz
+        else b.texts[2]::timestamp at time zone 'UTC' end as upper_at
+    from bounds b where b.texts is not null
+  ), reached as (
+    select r.name, r.lower_at, r.upper_at, greatest(p_now, max(r.upper_at) over (
+        partition by r.name
+        order by r.lower_at, r.upper_at rows between unbounded preceding and 1 preceding)) as reached_at
+    from ranges r
+  )
+  -- up to the first gap: there inserts fail, whatever is made behind it
+  select r.name, coalesce(min(r.reached_at) filter (where r.lower_at > r.reached_at), max(r.upper_at)),
+    case when (array_agg(r.upper_at - interval '27 days' >= r.lower_at order by r.upper_at desc))[1]
+      then 'month'
+      when (array_agg(r.upper_at - interval '6 days' >= r.lower_at order by r.upper_at desc))[1] then 'week'
+      else 'day' end
+  from reached r group by r.name order by r.name;
+$$;
+comment on function packhorse.partition_ends(timestamptz) is
+  'Until when inserts into a table that is partitioned by a time find a partition.';
 
 select packhorse.ensure_message_archive_partitions();

@@ -1,5 +1,5 @@
 """refresh_fleet_statistics() and fleet_statistics(): counted once per fleet, in bounded work
-(migrations/functions/fleet_statistics.sql).
+(migrations/functions/fleet_statistics.sql, count.sql).
 """
 
 from __future__ import annotations
