@@ -28,17 +28,16 @@ begin
     insert into packhorse.dead_letters (id, queue, message_type, payload, options, priority, reason,
       error_class, error_message, error_code, error_details, traceback, fingerprint, attempt, max_attempts,
       crashes, conversation_key, concurrency_key, fairness_key, correlation_id, trace_context, history, steps,
-      lease_holder,
-      blocks_conversation, created_at)
+      lease_holder, blocks_conversation, created_at)
     select b.id, b.queue, b.message_type, b.payload, b.options, b.priority, p_reason,
       packhorse.bounded_text(p_error_class, 200), packhorse.bounded_text(p_error_message, 10000), v_code,
       v_details, packhorse.bounded_text(p_traceback, 50000),
       packhorse.error_fingerprint(b.message_type, coalesce(p_error_class, p_reason), p_error_message,
         p_frame),
       b.attempt, b.max_attempts, b.crashes, b.conversation_key, b.concurrency_key, b.fairness_key,
-      b.correlation_id,
-      b.trace_context, packhorse.append_history(b.history, b.attempt, p_reason, p_error_class,
-        p_error_message, b.lease_holder, v_code, p_traceback),
+      b.correlation_id, b.trace_context,
+      packhorse.append_history(b.history, b.attempt, p_reason, p_error_class, p_error_message, b.lease_holder,
+        v_code, p_traceback),
       b.steps, b.lease_holder, b.conversation_key is not null and coalesce(q.on_dead = 'block', false),
       b.created_at
     -- a row may name a queue that nobody has declared

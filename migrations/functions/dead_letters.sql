@@ -78,13 +78,7 @@ language plpgsql as $$
 declare
   v_old jsonb;
 begin
-  if p_payload is null or jsonb_typeof(p_payload) <> 'object' then
-    perform packhorse.refuse_argument('payload',
-      format('must be a JSON object, not %s', coalesce(jsonb_typeof(p_payload), 'null')));
-  elsif pg_column_size(p_payload) > 1048576 then
-    perform packhorse.refuse_argument('payload',
-      format('%s bytes, at most 1048576', pg_column_size(p_payload)));
-  end if;
+  perform packhorse.check_edited_payload(p_payload);
   select d.payload into v_old from packhorse.dead_letters d where d.id = p_id for update;
   if not found then
     return false;

@@ -51,6 +51,22 @@ $$;
 comment on function packhorse.payload_change(jsonb, jsonb) is
   'Which top-level keys of two payloads differ, and a hash of each.';
 
+create or replace function packhorse.check_edited_payload(p_payload jsonb) returns void
+language plpgsql immutable as $$
+-- Raise PH001 unless it is an object of at most 1 MiB.
+begin
+  if p_payload is null or jsonb_typeof(p_payload) <> 'object' then
+    perform packhorse.refuse_argument('payload',
+      format('must be a JSON object, not %s', coalesce(jsonb_typeof(p_payload), 'null')));
+  elsif pg_column_size(p_payload) > 1048576 then
+    perform packhorse.refuse_argument('payload',
+      format('%s bytes, at most 1048576', pg_column_size(p_payload)));
+  end if;
+end
+$$;
+comment on function packhorse.check_edited_payload(jsonb) is
+  'Used by edit_message and edit_dead_letter: may this be a payload?';
+
 create or replace function packhorse.edit_message(
   p_id bigint, p_payload jsonb, p_operator text default current_user, p_reason text default null,
   p_before jsonb default null, p_fresh boolean default false
@@ -64,13 +80,7 @@ declare
   v_forbidden text;
   v_old jsonb;
 begin
-  if p_payload is null or jsonb_typeof(p_payload) <> 'object' then
-    perform packhorse.refuse_argument('payload',
-      format('must be a JSON object, not %s', coalesce(jsonb_typeof(p_payload), 'null')));
-  elsif pg_column_size(p_payload) > 1048576 then
-    perform packhorse.refuse_argument('payload',
-      format('%s bytes, at most 1048576', pg_column_size(p_payload)));
-  end if;
+  perform packhorse.check_edited_payload(p_payload);
   v_forbidden := packhorse.lock_waiting_message(p_id);
   if v_forbidden is not null then
     return v_forbidden;
@@ -298,8 +308,8 @@ begin
   select s.* into v_m from (
     select m.queue::text, m.message_type::text, m.payload::jsonb, m.options::jsonb, m.priority::integer,
       m.max_attempts::integer, m.conversation_key::text, m.concurrency_key::text, m.fairness_key::text,
-      m.correlation_id::text,
-      m.trace_context::text, m.expires_at from packhorse.message_queue m where m.id = p_id
+      m.correlation_id::text, m.trace_context::text, m.expires_at
+    from packhorse.message_queue m where m.id = p_id
     union all
     select d.queue, d.message_type, d.payload, d.options, d.priority, d.max_attempts, d.conversation_key,
       d.concurrency_key, d.fairness_key, d.correlation_id, d.trace_context, null from packhorse.dead_letters d
@@ -313,8 +323,8 @@ begin
       'group_completion_callbacks'],
     v_m.priority, p_delay => coalesce(p_delay, interval '0'), p_max_attempts => v_m.max_attempts,
     p_conversation_key => v_m.conversation_key, p_concurrency_key => v_m.concurrency_key,
-    p_fairness_key => v_m.fairness_key,
-    p_correlation_id => v_m.correlation_id, p_trace_context => v_m.trace_context,
+    p_fairness_key => v_m.fairness_key, p_correlation_id => v_m.correlation_id,
+    p_trace_context => v_m.trace_context,
     p_expires_at => case when v_m.expires_at > clock_timestamp() + coalesce(p_delay, interval '0')
       then v_m.expires_at end) e;
   update packhorse.message_queue
