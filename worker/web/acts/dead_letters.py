@@ -20,17 +20,9 @@ from packhorse.worker.store.dead_letters import Selection
 from packhorse.worker.store.filters import DEAD
 from packhorse.worker.store.json_text import to_json
 from packhorse.worker.web.access import Role
-from packhorse.worker.web.acts.messages import (
-    FRESH,
-    ID,
-    SHOWN,
-    ChangedByNobodyElse,
-    exact_seconds,
-    kept_of,
-    not_begun,
-    pretty_text,
-    shown_in,
-)
+from packhorse.worker.web.acts.counted import SHOWN, exact_seconds, kept_of, not_begun, shown_in
+from packhorse.worker.web.acts.editing import BEFORE, FRESH, PAYLOAD, ChangedByNobodyElse, pretty_text
+from packhorse.worker.web.acts.messages import ID
 from packhorse.worker.web.forms import ActForm, FormField, LongWork, Place, Preview, Report, Submission
 
 #: A purge works in batches of so many.
@@ -310,11 +302,7 @@ DEAD_LETTER_ACTS = (
         Role.OPERATOR,
         "Edit",
         "Change its payload before it is redriven. Loading the payload is a look at it, which is recorded.",
-        (
-            ID,
-            FormField("payload", "Payload", "payload", required=True, hint="A JSON object"),
-            FormField("before", "", "payload", target=True),
-        ),
+        (ID, PAYLOAD, BEFORE),
         lambda given: ["dead-letter", "edit", str(given["id"]), "--payload", "FILE"],
         at_letter,
         run=_edit,
