@@ -28,7 +28,7 @@ from packhorse.schedules.registry import (
 from packhorse.schedules.timetable.schedule import Schedule
 from packhorse.worker.config import read_document
 from packhorse.worker.errors import ConfigError, InvalidArgument
-from packhorse.worker.suggest import near_miss
+from packhorse.worker.suggest import or_near
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 #: Fields whose value is a duration: seconds, or text like "90d".
@@ -146,7 +146,7 @@ def read_plan(
                 # a schedule may be one of code that this process has not imported
                 if found.pop(entry, None) is None and len(values) == 1 and name != "schedules":
                     problems.append(
-                        f"{where}: there is no {entry!r} to switch off{_near(entry, [item.name for item in shipped])}"
+                        f"{where}: there is no {entry!r} to switch off{or_near(entry, [item.name for item in shipped])}"
                     )
             else:
                 values = {key: value for key, value in values.items() if key != "enabled"}
@@ -295,7 +295,7 @@ def _converted(of: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
             shown = {
                 next((short for short, long in _DURATIONS.items() if long == field), field) for field in known
             } - {"source", "name"}
-            raise InvalidArgument(f"{key}: there is no such field{_near(key, sorted(shown))}", field=key)
+            raise InvalidArgument(f"{key}: there is no such field{or_near(key, sorted(shown))}", field=key)
         converted[name] = (
             seconds(key, value) if key in _DURATIONS and name == _DURATIONS[key] else _typed(of, name, value)
         )
@@ -342,8 +342,3 @@ def seconds(field: str, value: Any) -> float:
 
 def _names(of: type[Any]) -> set[str]:
     return {field.name for field in fields(of)}
-
-
-def _near(name: str, known: list[str]) -> str:
-    near = near_miss(name, known)
-    return f"; did you mean {near!r}?" if near else ""

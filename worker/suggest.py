@@ -16,3 +16,9 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
     """A hint that asks for the known name which is most like this one; `otherwise` when none is."""
     near = near_miss(name, known)
     return otherwise if near is None else f"Did you mean {near!r}?"
+
+
+def or_near(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """The end of a problem that is one of several: `; did you mean 'name'?`, or `otherwise`."""
+    near = near_miss(name, known)
+    return otherwise if near is None else f"; did you mean {near!r}?"

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from packhorse.worker.calls.timeouts import TIMEOUTS_MS
 from packhorse.worker.config import NAME_PATTERN, read_document
 from packhorse.worker.errors import ConfigError
-from packhorse.worker.suggest import near_miss
+from packhorse.worker.suggest import or_near
 
 MAX_BYTES = 10 * 1024 * 1024
 MOST_ENDPOINTS = 50
@@ -171,21 +171,14 @@ def declare(name: str, said: Mapping[str, Any], where: str | None = None) -> Ser
             "a letter or underscore, then letters, digits, dot, underscore or dash; 100 characters at most",
         )
     for key in sorted(set(said) - set(FIELDS)):
-        near = near_miss(str(key), FIELDS)
         wrong(
             str(key)[:60],
-            "there is no such field"
-            + (f"; did you mean {near!r}?" if near else f"; one of {', '.join(FIELDS)}"),
+            "there is no such field" + or_near(str(key), FIELDS, f"; one of {', '.join(FIELDS)}"),
         )
     given = {key: value for key, value in said.items() if value is not None}
     kind = given.get("kind", "standard")
     if kind not in KINDS:
-        near = near_miss(str(kind), KINDS)
-        wrong(
-            "kind",
-            f"{str(kind)[:60]!r} is not one of {', '.join(KINDS)}"
-            + (f"; did you mean {near!r}?" if near else ""),
-        )
+        wrong("kind", f"{str(kind)[:60]!r} is not one of {', '.join(KINDS)}{or_near(str(kind), KINDS)}")
         kind = "standard"
     policy, timeout_class = KINDS[kind]
     endpoints = _endpoints(given, wrong)
@@ -353,11 +346,8 @@ def _timeout(value: Any, wrong: Wrong) -> int:
     if isinstance(value, str):
         if value in TIMEOUTS_MS:
             return int(TIMEOUTS_MS[value])
-        near = near_miss(value, TIMEOUTS_MS)
         wrong(
-            "timeout",
-            f"{value[:60]!r} is not one of {', '.join(TIMEOUTS_MS)}"
-            + (f"; did you mean {near!r}?" if near else ""),
+            "timeout", f"{value[:60]!r} is not one of {', '.join(TIMEOUTS_MS)}{or_near(value, TIMEOUTS_MS)}"
         )
     elif isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 100:
         wrong("timeout", f"{value:g} is too short: it is in milliseconds, 30 seconds are 30000")
@@ -384,11 +374,9 @@ def _group(
         wrong(place, f"must be a {type(usual).__name__} or a table")
         return usual
     for key in sorted(set(said) - set(bounds)):
-        near = near_miss(str(key), bounds)
         wrong(
             f"{place}.{str(key)[:60]}",
-            "there is no such field"
-            + (f"; did you mean {near!r}?" if near else f"; one of {', '.join(bounds)}"),
+            "there is no such field" + or_near(str(key), bounds, f"; one of {', '.join(bounds)}"),
         )
     numbers = {}
     for key, (low, high) in bounds.items():

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from packhorse.worker.config.document import SECTIONS, WHERE, read_document
 from packhorse.worker.config.settings import Settings
 from packhorse.worker.errors import ConfigError
-from packhorse.worker.suggest import near_miss
+from packhorse.worker.suggest import or_near
 
 PREFIX = "PACKHORSE_"
 #: Variables with our prefix that are none: where the file is, and the database of an application's tests
@@ -56,10 +56,8 @@ def load_settings(
     _read_environment(environ, values, sources, problems)
     values.update({key: value for key, value in overrides.items() if value is not None})
     for name in [name for name in values if name not in Settings.model_fields]:
-        near = near_miss(name, [*Settings.model_fields, *SECTIONS])
-        problems.append(
-            f"{sources.get(name, name)}: no setting {name!r}" + (f"; did you mean {near!r}?" if near else "")
-        )
+        near = or_near(name, [*Settings.model_fields, *SECTIONS])
+        problems.append(f"{sources.get(name, name)}: no setting {name!r}{near}")
         del values[name]
     try:
         settings = Settings(**values)
