@@ -12,8 +12,9 @@ from uuid import UUID
 class EnqueueOptions(TypedDict, total=False):
     """What enqueue() takes besides the payload; None, where it is allowed, is as if nothing was said.
 
-    The first sixteen are columns of the message, the others what dramatiq's middleware reads. For a type
-    checker this is all; at run time options of other middleware pass, too (`**{"my_option": 1}`).
+    Those down to trace_context are the table of options (worker/store/options.py), the others what dramatiq's
+    middleware reads. For a type checker this is all; at run time options of other middleware pass, too
+    (`**{"my_option": 1}`).
     """
 
     delay: float | timedelta | None  # seconds from now; not beside run_at

@@ -56,7 +56,7 @@ end
 $$;
 comment on function packhorse.fail_message(bigint, bigint, text, text, text, text, integer, interval,
   interval, interval, jsonb, jsonb)
-  is 'An attempt failed: retry with backoff or dead letter; returns retry, dead, cancelled or lost.';
+  is 'An attempt failed: retry with backoff, dead letter, or a rest; returns what became of the message.';
 
 create or replace function packhorse.reject_message(
   p_id bigint, p_token bigint, p_reason text, p_error_class text, p_error_message text,

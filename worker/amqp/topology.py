@@ -28,7 +28,7 @@ from pika.exceptions import ChannelClosedByBroker, ConnectionClosedByBroker
 from packhorse.worker.amqp.envelope import routing_key_of
 from packhorse.worker.errors import ConfigError
 
-#: A message may wait for so many seconds in one step; longer waits take several (delay_steps).
+#: A message may wait for so many seconds in one step; longer waits take several (next_delay).
 DELAYS = (1, 2, 4, 8, 16, 30, 60, 120, 300, 600, 1800, 3600)
 #: The last resort against a message that takes whole machines down before anybody can count its crash.
 #: RabbitMQ 4 has 20 by itself; there and before, the message then goes to UNDELIVERED.
