@@ -21,10 +21,9 @@ class Schedule:
 
     cron (five fields) or every_seconds (1 s to ten years), in time_zone. missed: what happens to planned
     times that passed while no scheduler ran: "skip" them, run "once" for all of them, or run "all" (the
-    newest missed_limit,
-    1..1000). overlap, while the previous run still lives: "skip" the new one, "wait" for it, or "allow" both.
-    ("skip" and "all" fight.) jitter_seconds (0..86400): up to so much later, at random. source: packhorse,
-    code, toml or sql. Raises InvalidArgument that names the field.
+    newest missed_limit, 1..1000). overlap, while the previous run still lives: "skip" the new one, "wait" for
+    it, or "allow" both. ("skip" and "all" fight.) jitter_seconds (0..86400): up to so much later, at random.
+    source: packhorse, code, toml or sql. Raises InvalidArgument that names the field.
     """
 
     name: str

@@ -24,10 +24,10 @@ from packhorse.worker.observe import tracing
 from packhorse.worker.observe.correlation import inherit
 from packhorse.worker.records import EnqueueOptions, EnqueueResult
 from packhorse.worker.store.json_text import to_json
-from packhorse.worker.store.options import OPTIONS, seconds
+from packhorse.worker.store.options import OPTIONS, PER_MESSAGE_KEYS, seconds
 
 #: Arguments of one message, which many payloads do not share.
-_PER_MESSAGE = ("dedup_key", "dedup_window", "pending_key", "when_pending", "debounce", "max_wait")
+_PER_MESSAGE = tuple(option.name for option in OPTIONS if option.key in PER_MESSAGE_KEYS)
 _NAMES = ("p_queue", "p_message_type", "p_payload", "p_options", *(option.argument for option in OPTIONS))
 _BULK_NAMES = (
     "p_payloads",
