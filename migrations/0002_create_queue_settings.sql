@@ -95,7 +95,7 @@ comment on table packhorse.queue_wakeups is
   'wake_until in the future: some worker sleeps and wants a NOTIFY for this queue; attended_until in the future: not now, for one looks.';
 
 -- Where the claims of a session that has just begun start on the ring of keys; others know it themselves
--- (claim_turns.sql). Written about once a second per session.
+-- (claim_ring.sql). Written about once a second per session.
 create table packhorse.queue_turns (
   queue    packhorse.queue_name not null,
   last_key text collate "C" not null default '',

@@ -2,6 +2,7 @@
 
 drop type packhorse.claim_answer;
 drop type packhorse.claimed_message;
+drop type packhorse.ring_walk;
 drop type packhorse.turn;
 drop table packhorse.operator_actions;
 drop table packhorse.dead_letters;

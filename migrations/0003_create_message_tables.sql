@@ -222,14 +222,29 @@ where message_id is not null;
 comment on table packhorse.operator_actions is
   'Who did what, when and why: cancel, redrive, edit, purge, pause (SPEC Q4).';
 
--- A key on the ring whose turn it is: its turn_key, one priority of it, how many may start (null: no limit),
--- and the first message there with its time (id null: it has been looked at).
+-- A key on the ring whose turn it is: its turn_key, one priority of it, when its first message there was due
+-- (seconds since 1970), and how many may start (null: no limit). Sessions keep these as text (list_turns): as
+-- numbers, a time zone that changes does not matter.
 create type packhorse.turn as (
   key      text,
   priority integer,
-  room     integer,
-  run_at   timestamptz,
-  id       bigint
+  since    double precision,
+  room     integer
+);
+-- A walk round the ring, as far as it has come (walk_ring).
+create type packhorse.ring_walk as (
+  -- the first priority of each key that has a turn, and the others
+  turns      packhorse.turn[],
+  further    packhorse.turn[],
+  -- so many turns come before the end of the ring; null: it was not met
+  before_end integer,
+  -- where it goes on
+  key        text,
+  priority   integer,
+  -- 0, 1 once the end of the ring is behind it, 2: all has been walked
+  lap        integer,
+  -- how many more it may make
+  steps      integer
 );
 
 -- A message as a claim gives it out.

@@ -200,18 +200,6 @@ comment on function packhorse.pick_from_queue(packhorse.queues, integer, text[],
   timestamptz[], boolean, bigint[], timestamptz)
   is 'Used by the claim: choose and lock messages of one queue.';
 
-create or replace function packhorse.ring_is_empty(p_queue text) returns boolean
-language plpgsql as $$
--- Has no message that waits in this queue a key? Then a claim looks as it does in an ordinary queue.
-begin
-  return not exists (
-    select from packhorse.message_queue m
-    where m.queue = p_queue and m.state = 'pending' and packhorse.turn_key(m) is not null);
-end
-$$;
-comment on function packhorse.ring_is_empty(text)
-  is 'Used by the claim: has no message that waits in this queue a key?';
-
 create or replace function packhorse.pick_from_queues(
   p_queues text[], p_limit integer, p_types text[], p_cursor timestamptz[], p_until timestamptz[],
   p_isolated boolean, p_first bigint[], p_forward text, p_now timestamptz, out ids bigint[],
@@ -238,7 +226,7 @@ begin
       perform packhorse.require_queue(v_name);
     end if;
     -- nobody to share with: an ordinary queue; a key that comes now has its turn the next time
-    if v_queue.fair_share and packhorse.ring_is_empty(v_name) then v_queue.fair_share := false; end if;
+    if v_queue.fair_share and packhorse.ring_is_empty(v_name, p_now) then v_queue.fair_share := false; end if;
     -- the keys of a ring have no cursor, and no place in a sweep
     continue when packhorse.takes_turns(v_queue) and p_until is not null and not p_isolated
       or not packhorse.queue_goes_to(v_queue, p_forward);

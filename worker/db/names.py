@@ -38,7 +38,7 @@ CATALOG_FUNCTIONS = frozenset(
     pg_stat_get_tuples_deleted pg_stat_get_tuples_inserted pg_stat_get_tuples_updated
     pg_try_advisory_xact_lock power quote_ident quote_literal random regexp_match regexp_replace regexp_split_to_array replace right round
     row_number row_security_active row_to_json set_config split_part starts_with statement_timestamp string_agg string_to_array
-    strpos substr sum to_char to_date to_hex to_jsonb to_regclass to_regprocedure translate unnest
+    strpos substr sum to_char to_date to_hex to_jsonb to_regclass to_regprocedure to_timestamp translate unnest
     """.split()  # noqa: SIM905
 )
 #: A text in quotes (its own quotes doubled), a comment, one of our qualifiers, a call or an operator of
