@@ -7,6 +7,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.pq import TransactionStatus
 
 from tests.sql.client import Sql
 from tests.sql.frozen import FrozenSql, with_a_clock
@@ -40,6 +41,10 @@ TABLES = [
 # one per server: a fresh one would compile every function again
 _connections: dict[str, psycopg.Connection] = {}
 _frozen: dict[str, psycopg.Connection] = {}
+_idle: dict[str, list[psycopg.Connection]] = {}
+#: `discard all` without the plans.
+AS_NEW = """close all; set session authorization default; reset all; deallocate all; unlisten *;
+  select pg_advisory_unlock_all(); discard temp; discard sequences"""
 
 
 def old_enough_for_rescue(database: Database) -> None:
@@ -94,28 +99,56 @@ def clients(any_server: Server) -> Iterator[Callable[..., Sql]]:
     if any_server.name not in _emptied:
         _emptied[any_server.name] = any_server.create_database()
     database = _emptied[any_server.name]
-    yield from make_clients(database)
-    with database.connect(admin=True) as admin:
-        for table in TABLES:
-            admin.execute(f"delete from {table}")
+    yield from make_clients(database, _idle.setdefault(any_server.name, []))
+    with database.session() as admin:
+        admin.execute(";".join(f"delete from {table}" for table in TABLES))
 
 
 @pytest.fixture
 def own_clients(any_database: Database) -> Iterator[Callable[..., Sql]]:
-    """The same on a database of the test's own, which it may break."""
+    """The same on a database of the test's own, which it may break; each with a new session."""
     yield from make_clients(any_database)
 
 
-def make_clients(database: Database) -> Iterator[Callable[..., Sql]]:
-    """The function behind the fixtures above; connections are closed when the generator goes on."""
-    made: list[Sql] = []
+def declare_q(client: Sql) -> None:
+    client.rows("select declare_queue('q')")
+
+
+def make_clients(
+    database: Database,
+    idle: list[psycopg.Connection] | None = None,
+    furnish: Callable[[Sql], None] = declare_q,
+) -> Iterator[Callable[..., Sql]]:
+    """The function behind the fixtures above; connections are closed when the generator goes on. idle: those
+    that tests have left; this test takes from them, and leaves its own there. furnish: what each test finds.
+    """
+    made: list[tuple[Sql, bool]] = []
 
     def make(**options: Any) -> Sql:
-        made.append(Sql(database.connect(**options)))
-        return made[-1]
+        client = Sql(idle.pop() if idle and not options else database.connect(**options))
+        made.append((client, idle is not None and not options))
+        return client
 
     old_enough_for_rescue(database)
-    make().rows("select declare_queue('q')")
+    furnish(make())
     yield make
-    for client in made:
-        client.connection.close()
+    for client, is_kept in made:
+        if is_kept and _as_new(client.connection):
+            idle.append(client.connection)
+        else:
+            client.connection.close()
+
+
+def _as_new(connection: psycopg.Connection) -> bool:
+    """Make the session like a new one, but for the functions that it has compiled: that costs more than most
+    tests. False: a test has left it in another state.
+    """
+    if not connection.autocommit or connection.isolation_level or connection.broken or connection.closed:
+        return False
+    if connection.info.transaction_status != TransactionStatus.IDLE:
+        return False
+    try:
+        connection.execute(AS_NEW)
+    except psycopg.OperationalError:  # cut by a test
+        return False
+    return True

@@ -21,20 +21,32 @@ from packhorse.worker.db.names import Names
 from packhorse.worker.errors import AdoptionRefused, StoreError
 from tests.sql.parking import in_background
 from tests.support import old_queue
-from tests.support.databases import migrators
-from tests.support.postgres import Database
+from tests.support.databases import lent, migrators
+from tests.support.postgres import Database, Server
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.slow  # each test applies all migrations
+pytestmark = pytest.mark.slow  # some of its tests apply all migrations
 DOCS = Path(__file__).parents[2] / "docs" / "adopting.md"
 NAMES = tuple(migration.name for migration in migration_files.available())
 
 
+#: A test of the call that applies all migrations. Any other begins behind them, as a call that ended there:
+#: it spares each test most of a second of the processor.
+first_call = pytest.mark.usefixtures("nothing_of_ours")
+
+
 @pytest.fixture
-def old(any_empty_database: Database) -> Database:
-    """A database with a home-made queue and nothing of ours."""
-    old_queue.make(any_empty_database)
-    return any_empty_database
+def nothing_of_ours() -> None:
+    """The database of this test has no schema; see `old`."""
+
+
+@pytest.fixture
+def old(request: pytest.FixtureRequest, any_server: Server) -> Iterator[Database]:
+    """A database with a home-made queue, and with our schema unless the test is a first_call."""
+    is_first = "nothing_of_ours" in request.fixturenames
+    database = any_server.create_empty_database() if is_first else any_server.create_database()
+    old_queue.make(database)
+    yield from lent(database)
 
 
 @pytest.fixture
@@ -79,6 +91,7 @@ def documented(beginning: str) -> str:
 
 
 # -- what rows become ----------------------------------------------------------------------------
+@first_call
 def test_every_row_becomes_what_it_should_and_the_account_adds_up(
     connection: DeadlineConnection, old: Database
 ) -> None:
@@ -110,6 +123,7 @@ def test_every_row_becomes_what_it_should_and_the_account_adds_up(
     ]
 
 
+@first_call
 def test_what_the_old_system_has_is_the_same_afterwards(
     connection: DeadlineConnection, old: Database
 ) -> None:
@@ -126,6 +140,7 @@ def test_what_the_old_system_has_is_the_same_afterwards(
     assert old.value("select count(*) from packhorse.message_queue") == 18
 
 
+@first_call
 def test_the_plan_says_what_rows_become_and_changes_nothing(
     connection: DeadlineConnection, old: Database
 ) -> None:
@@ -149,6 +164,7 @@ def test_the_plan_says_what_rows_become_and_changes_nothing(
     assert old.value("select choices -> 'values' from packhorse.packhorse_import_plan") == {}
 
 
+@first_call
 def test_running_and_unknown_states_need_a_decision(connection: DeadlineConnection, old: Database) -> None:
     old.query(
         "insert into message_queue (queue_name, job_type, payload, status) values ('mail', 'a', '{}', 'processing'), ('mail', 'a', '{}', 'Bizarre')"
@@ -167,20 +183,18 @@ def test_running_and_unknown_states_need_a_decision(connection: DeadlineConnecti
     assert (done.account["messages"], done.account["dead_letters"]) == (1, 1)
 
 
-def test_a_row_that_never_had_a_state_has_finished_when_it_has_a_time_of_it(
-    any_empty_database: Database,
-) -> None:
-    any_empty_database.query(
+def test_a_row_that_never_had_a_state_has_finished_when_it_has_a_time_of_it(any_database: Database) -> None:
+    any_database.query(
         "create table message_queue (id bigserial primary key, task text, kwargs json, done_at timestamptz)"
     )
-    any_empty_database.query(
+    any_database.query(
         "insert into message_queue (task, kwargs, done_at) values ('t', '{\"n\": 1}', now()), ('t', '{\"n\": 2}', null)"
     )
-    connection = connect(any_empty_database.admin_url, deadline_seconds=60)
+    connection = connect(any_database.admin_url, deadline_seconds=60)
     account = adopt(connection, Order()).account
     connection.close()
     assert (account["finished"], account["messages"]) == (1, 1)
-    assert numbers(any_empty_database) == [2]
+    assert numbers(any_database) == [2]
 
 
 def test_choices_that_cannot_be_are_named_all_at_once(connection: DeadlineConnection, old: Database) -> None:
@@ -216,9 +230,9 @@ HOSTILE = [
 
 
 def test_hostile_contents_become_dead_letters_one_by_one_and_nothing_else_suffers(
-    any_empty_database: Database,
+    any_database: Database,
 ) -> None:
-    database = any_empty_database
+    database = any_database
     database.query("""create table message_queue (id uuid primary key default gen_random_uuid(), "queue" text, type text, body text, state text, priority text,
                         "scheduled for" text, run_at timestamptz, attempts text, conversation_key text, created_at timestamp, "100%" text, n serial,
                         request_id text default repeat('r', 600))""")
@@ -324,6 +338,7 @@ def test_a_queue_of_any_name_is_read_where_it_is(
     assert adopt(connection, Order(source=(schema, table))).account["later"] == 0
 
 
+@first_call
 def test_the_queue_may_have_a_schema_of_any_name(old: Database) -> None:
     old_queue.fill(old, 10)
     connection = connect(old.admin_url, deadline_seconds=60, names=Names('Our "own" queue'))
@@ -339,21 +354,21 @@ def test_the_queue_may_have_a_schema_of_any_name(old: Database) -> None:
 
 # -- exactly once, in order -----------------------------------------------------------------------
 def test_order_of_conversations_is_the_order_in_which_rows_were_made_whatever_their_keys(
-    any_empty_database: Database,
+    any_database: Database,
 ) -> None:
-    any_empty_database.query(
+    any_database.query(
         "create table message_queue (id uuid primary key default gen_random_uuid(), type text, payload jsonb, conversation_id text, created_at timestamptz)"
     )
-    any_empty_database.query(
+    any_database.query(
         "insert into message_queue (type, payload, conversation_id, created_at) select 't', jsonb_build_object('n', n), 'c', now() - make_interval(secs => n) "
         "from generate_series(1, 200) n"
     )
-    connection = connect(any_empty_database.admin_url, deadline_seconds=60)
+    connection = connect(any_database.admin_url, deadline_seconds=60)
     adopt(connection, Order(batch=7))
     connection.close()
-    assert numbers(any_empty_database) == list(range(200, 0, -1))
+    assert numbers(any_database) == list(range(200, 0, -1))
     claim = "select (c.payload ->> 'n')::integer from packhorse.claim_messages(gen_random_uuid(), array['default'], 5, '1 minute') c"
-    assert any_empty_database.value(claim) == 200
+    assert any_database.value(claim) == 200
 
 
 def test_what_is_enqueued_while_rows_are_imported_comes_after_them(
@@ -385,6 +400,7 @@ def test_a_queue_at_work_keeps_its_messages_and_gets_the_rows_as_well(
     assert numbers(old) == [-1, 0, 1, 2, 3, 4, 5]
 
 
+@first_call
 def test_several_at_once_import_each_row_once(old: Database) -> None:
     old_queue.fill(old, 300)
     connections = [connect(old.admin_url, deadline_seconds=60) for _ in range(3)]
@@ -457,6 +473,7 @@ def test_an_import_that_ends_in_the_middle_holds_its_queues_and_goes_on_where_it
     assert old.query("select name from packhorse.queues where paused_at is not null") == []
 
 
+@first_call
 def test_a_queue_that_an_operator_paused_stays_paused(connection: DeadlineConnection, old: Database) -> None:
     old_queue.fill(old, 20)
 
@@ -570,6 +587,7 @@ def test_what_the_operator_said_is_remembered_and_can_be_changed(
     ]
 
 
+@first_call
 def test_rows_that_the_old_side_finishes_or_deletes_meanwhile_are_not_imported(
     connection: DeadlineConnection, old: Database
 ) -> None:
@@ -598,19 +616,19 @@ def test_rows_that_the_old_side_finishes_or_deletes_meanwhile_are_not_imported(
     ]
 
 
-def test_a_better_key_that_the_table_gets_later_makes_no_row_new(any_empty_database: Database) -> None:
-    any_empty_database.query(
+def test_a_better_key_that_the_table_gets_later_makes_no_row_new(any_database: Database) -> None:
+    any_database.query(
         "create table message_queue (code text not null unique, n bigserial, type text, payload jsonb)"
     )
     insert = "insert into message_queue (code, type, payload) select 'x' || n, 't', jsonb_build_object('n', n) from generate_series(%s::integer, %s::integer) n"
-    any_empty_database.query(insert, 1, 3)
-    connection = connect(any_empty_database.admin_url, deadline_seconds=60)
+    any_database.query(insert, 1, 3)
+    connection = connect(any_database.admin_url, deadline_seconds=60)
     adopt(connection, Order())
-    any_empty_database.query("alter table message_queue add primary key (n)")
-    any_empty_database.query(insert, 4, 4)
+    any_database.query("alter table message_queue add primary key (n)")
+    any_database.query(insert, 4, 4)
     adopt(connection, Order())
-    assert numbers(any_empty_database) == [1, 2, 3, 4]
-    any_empty_database.query("alter table message_queue drop column code")
+    assert numbers(any_database) == [1, 2, 3, 4]
+    any_database.query("alter table message_queue drop column code")
     with pytest.raises(AdoptionRefused) as refused:
         adopt(connection, Order())
     connection.close()
@@ -630,6 +648,7 @@ def test_locks_of_old_workers_and_long_readers_are_not_waited_for(
         holder.execute("update message_queue set attempts = attempts + 1")
 
 
+@first_call
 def test_rows_that_a_policy_hides_are_an_error_and_not_lost(old: Database) -> None:
     """A role that owns the table, but whom FORCE ROW LEVEL SECURITY holds, would import what it sees and call
     it all.
@@ -658,6 +677,7 @@ def test_rows_that_a_policy_hides_are_an_error_and_not_lost(old: Database) -> No
     connection.close()
 
 
+@first_call
 def test_to_read_the_old_table_is_enough(old: Database) -> None:
     """The old table is somebody else's; who imports needs no more of it than SELECT."""
     old_queue.fill(old, 10)
@@ -697,6 +717,7 @@ def test_nobody_else_reads_the_ledger(connection: DeadlineConnection, old: Datab
         assert reader.execute("select * from packhorse.packhorse_import").fetchall() == []
 
 
+@first_call
 def test_waiting_importers_hold_no_snapshot(connection: DeadlineConnection, old: Database) -> None:
     old_queue.fill(old, 10)
     with old.connect(admin=True) as holder, holder.transaction():

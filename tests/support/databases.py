@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import psycopg
 from psycopg import sql
 
 from packhorse.worker.db.connection import DeadlineConnection, connect
@@ -37,16 +38,24 @@ def migrators(database: Database) -> Iterator[DeadlineConnection]:
 def emptied(database: Database) -> Database:
     """The same database as it was after its migrations: no rows, one queue with default settings."""
     with database.session() as connection:
-        names = [row[0] for row in connection.execute(_TABLES)]
-        # truncate makes new files, even of an empty table: only what holds rows
-        look = sql.SQL(" union all ").join(
-            sql.SQL("select {} where exists (select from {})").format(name, sql.Identifier(name))
-            for name in names
-        )
-        full = [sql.Identifier(row[0]) for row in connection.execute(look)]
+        full = full_tables(connection)
         if full:
             connection.execute(sql.SQL("truncate {} cascade").format(sql.SQL(", ").join(full)))
-        for sequence, start in connection.execute(_USED_SEQUENCES).fetchall():
-            connection.execute("select setval(%s::regclass, %s, false)", (sequence, start))
+        restart_sequences(connection)
         connection.execute("select declare_queue('default')")
     return database
+
+
+def full_tables(connection: psycopg.Connection) -> list[sql.Identifier]:
+    """Those that hold rows: truncate makes new files, even of an empty table."""
+    names = [row[0] for row in connection.execute(_TABLES)]
+    look = sql.SQL(" union all ").join(
+        sql.SQL("select {} where exists (select from {})").format(name, sql.Identifier(name))
+        for name in names
+    )
+    return [sql.Identifier(row[0]) for row in connection.execute(look)]
+
+
+def restart_sequences(connection: psycopg.Connection) -> None:
+    for sequence, start in connection.execute(_USED_SEQUENCES).fetchall():
+        connection.execute("select setval(%s::regclass, %s, false)", (sequence, start))

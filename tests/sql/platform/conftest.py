@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import psycopg
 import pytest
@@ -12,6 +11,8 @@ from psycopg import sql as composed
 from packhorse.worker.db import migrate
 from packhorse.worker.db.connection import connect
 from tests.sql.client import Sql
+from tests.sql.conftest import make_clients
+from tests.support.databases import full_tables, restart_sequences
 from tests.support.postgres import Database, Server
 
 _templates: dict[str, Database] = {}
@@ -19,9 +20,7 @@ _shared: dict[str, Database] = {}
 _emptied: dict[str, Database] = {}
 # one per server: a fresh one would compile every function again
 _connections: dict[str, psycopg.Connection] = {}
-
-_TABLES = """select relname from pg_class where relnamespace in ('public'::regnamespace, 'packhorse'::regnamespace) and relkind in ('r', 'p') and not relispartition
-             and relname <> 'packhorse_migrations'"""
+_idle: dict[str, list[psycopg.Connection]] = {}
 
 
 def create_platform_database(server: Server) -> Database:
@@ -72,20 +71,12 @@ def clients(any_server: Server) -> Iterator[Callable[..., Sql]]:
     if any_server.name not in _emptied:
         _emptied[any_server.name] = create_platform_database(any_server)
     database = _emptied[any_server.name]
-    made: list[Sql] = []
-
-    def make(**options: Any) -> Sql:
-        made.append(Sql(database.connect(**options)))
-        return made[-1]
-
-    seed(make())
-    yield make
-    for client in made:
-        client.connection.close()
-    with database.connect(admin=True) as admin:
+    yield from make_clients(database, _idle.setdefault(any_server.name, []), seed)
+    with database.session() as admin:
         admin.execute("set session_replication_role = replica")  # the audit log cannot be emptied otherwise
-        names = composed.SQL(", ").join(composed.Identifier(row[0]) for row in admin.execute(_TABLES))
-        admin.execute(composed.SQL("truncate {} restart identity").format(names))
+        for table in full_tables(admin):
+            admin.execute(composed.SQL("delete from {}").format(table))
+        restart_sequences(admin)
 
 
 @pytest.fixture
