@@ -31,6 +31,7 @@ gc.disable()  # until all is collected
 
 from tests.support.databases import emptied, lent, one  # noqa: E402
 from tests.support.postgres import Database, Server, available_servers, open_for_everyone  # noqa: E402
+from tests.support.scratch import run_folder  # noqa: E402
 from tests.support.workers import Daemon, Ledger  # noqa: E402
 
 SERVERS = available_servers()
@@ -92,6 +93,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """The fast ring tries few examples of what is said of any value; the full ring hypothesis' hundred.
     Neither fails because the machine is slow.
     """
+    run_folder()  # before the processes of the run begin: they share it
     untimed: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
     settings.register_profile("full", **untimed)
     settings.register_profile("fast", max_examples=20, **untimed)

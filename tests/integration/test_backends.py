@@ -20,7 +20,7 @@ from packhorse.worker.broker.backends import (
     rate_limiter_backend,
     result_backend,
 )
-from tests.support.harness import House, quick_settings
+from tests.support.harness import WAYS, House, quick_settings
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.one_database
@@ -254,7 +254,7 @@ UNSTORABLE = {
 }
 
 
-@pytest.mark.parametrize("house_name", ["runtime", "dramatiq-worker"])
+@pytest.mark.parametrize("house_name", WAYS)
 def test_a_result_that_cannot_be_stored_fails_its_message_and_the_worker_goes_on(
     database, monkeypatch, house_name
 ):

@@ -317,6 +317,7 @@ def test_bulk_is_all_or_none(database, broker, note):
     assert broker.enqueue_many([]) == 0
 
 
+@pytest.mark.slow
 def test_a_bulk_of_long_messages_goes_in_statements_of_a_few_megabytes(database, broker, note, monkeypatch):
     """The deadline of a call is for one statement, or for a few on their way, not for two hundred
     megabytes.

@@ -15,13 +15,13 @@ from dramatiq.middleware import Retries as StockRetries
 import packhorse
 from packhorse.worker.errors import WorkflowError
 from tests.support.calendar import days_to_another_offset
-from tests.support.harness import House, quick_settings
+from tests.support.harness import WAYS, House, quick_settings
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.one_database
 
 
-@pytest.fixture(params=["dramatiq-worker", "runtime"])
+@pytest.fixture(params=WAYS)
 def house(request, database, monkeypatch):
     house = House(request.param, database, monkeypatch, threads=1)
     yield house

@@ -372,6 +372,7 @@ def test_many_payloads_on_an_async_connection(database, driver):
     ) == [(1500, 0, True)]
 
 
+@pytest.mark.slow
 def test_long_payloads_go_in_statements_of_a_few_megabytes(database):
     statements = []
 

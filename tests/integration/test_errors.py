@@ -20,7 +20,7 @@ from packhorse.calls import (
 )
 from packhorse.worker.observe.contexts import MAX_SIZE
 from tests.support.cli import Cli
-from tests.support.harness import House
+from tests.support.harness import WAYS, House
 from tests.unit.test_contexts import ODD
 
 pytestmark = pytest.mark.one_database
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.one_database
 SECRET = "+250788123456"
 
 
-@pytest.fixture(params=["dramatiq-worker", "runtime"])
+@pytest.fixture(params=WAYS)
 def house(request, database, monkeypatch):
     house = House(request.param, database, monkeypatch, threads=2)
     yield house

@@ -11,7 +11,7 @@ import packhorse
 from packhorse.worker.attempt.middleware import follow_ups
 from tests.support.accounting import quick_backoff
 from tests.support.databases import emptied
-from tests.support.harness import House
+from tests.support.harness import WAYS, House
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def database(one_database):
     return database
 
 
-@pytest.fixture(params=["dramatiq-worker", "runtime"])
+@pytest.fixture(params=WAYS)
 def house(request, database, monkeypatch):
     monkeypatch.setattr(follow_ups, "AGAIN_SECONDS", 0.1)
     house = House(request.param, database, monkeypatch)

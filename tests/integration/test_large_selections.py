@@ -244,6 +244,7 @@ def test_what_comes_while_a_person_thinks_at_the_terminal_stays(
         assert len(left) >= 5 and min(left) > max(shown)
 
 
+@pytest.mark.slow
 def test_a_terminal_that_agreed_to_fewer_does_nothing_and_says_so(database: Database, tmp_path: Any) -> None:
     fill(database, 5)
     with ExitStack() as opened:

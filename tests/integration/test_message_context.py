@@ -32,7 +32,7 @@ def house(database, monkeypatch):
 
 @pytest.mark.parametrize("transactional", [False, True], ids=["plain", "transactional"])
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["thread", "coroutine"])
-@pytest.mark.parametrize("ends", ["returns", "raises"])
+@pytest.mark.parametrize("ends", ["returns", pytest.param("raises", marks=pytest.mark.slow)])
 def test_context_variables_of_one_message_are_not_those_of_the_next(house, transactional, asynchronous, ends):
     house.broker.add_middleware(AsyncIO())
     seen = []

@@ -153,6 +153,7 @@ def test_a_test_sees_what_was_said():
     )
 
 
+@pytest.mark.slow
 def test_the_command_line_says_what_became_of_it(database, tmp_path):
     def cli(payload, *options):
         return Cli(tmp_path, database.url)("enqueue", "reply", payload, "--allow-unknown-type", *options)

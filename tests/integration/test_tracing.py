@@ -21,7 +21,7 @@ from packhorse.worker.attempt.middleware.tracing import Tracing
 from packhorse.worker.errors import InvalidArgument
 from packhorse.worker.observe import tracing
 from packhorse.worker.observe.logging import configure
-from tests.support.harness import House
+from tests.support.harness import WAYS, House
 from tests.support.logs import logging_restored
 from tests.support.spans import context_of, linked, text_of, traced
 from tests.support.waiting import wait_until
@@ -38,7 +38,7 @@ def spans(monkeypatch):
     yield from traced(monkeypatch)
 
 
-@pytest.fixture(params=["dramatiq-worker", "runtime"])
+@pytest.fixture(params=WAYS)
 def house(request, database, monkeypatch, spans):
     house = House(request.param, database, monkeypatch, threads=2)
     house.broker.add_middleware(Tracing())

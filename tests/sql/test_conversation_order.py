@@ -420,6 +420,7 @@ def test_late_commits_behind_a_running_message_that_comes_back_keep_their_order(
     assert violations(worker) == []
 
 
+@pytest.mark.slow
 def test_what_waits_behind_messages_that_somebody_holds_is_not_asked_for_again_and_again(
     clients: Clients,
 ) -> None:

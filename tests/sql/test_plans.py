@@ -253,6 +253,7 @@ GROWN = [
 ]
 
 
+@pytest.mark.slow
 def test_plans_that_were_made_on_an_empty_table_still_fit_when_it_has_grown(
     own_clients: Callable[..., Sql], any_database: Database
 ) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 import dramatiq
+import pytest
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import AsyncIO, GroupCallbacks
 from dramatiq.rate_limits.backends.stub import StubBackend as StubLimiters
@@ -26,6 +27,8 @@ from tests.support.postgres import Database
 from tests.support.waiting import wait_until
 
 HOUSES = ["stub", "dramatiq-worker", "runtime"]
+#: The two on our broker, as parameters. The fast ring asks our runtime.
+WAYS = [pytest.param("dramatiq-worker", marks=pytest.mark.slow), "runtime"]
 QUICK: dict[str, Any] = {
     "heartbeat_seconds": 0.5,
     "lease_seconds": 6,

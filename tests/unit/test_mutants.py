@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from packhorse.worker.db.migration_files import directory
 from tests import mutants
 
 
+@pytest.mark.slow
 def test_each_known_equivalent_stands_in_its_function() -> None:
     texts = [path.read_text() for path in (directory() / "functions").glob("*.sql")]
     for known in mutants.known_equivalents():

@@ -176,6 +176,7 @@ def test_while_the_queues_are_not_known_the_overview_does_not_say_that_there_are
     assert answer.status_code == 200 and "queue health" in answer.text and "No queue yet" not in answer.text
 
 
+@pytest.mark.slow
 def test_an_estimate_is_written_as_one(page, database, monkeypatch):
     monkeypatch.setattr("packhorse.worker.store.inspection.MOST_LIVE", 100)
     monkeypatch.setattr("packhorse.worker.store.inspection.MOST_DEAD", 100)
