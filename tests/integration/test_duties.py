@@ -35,21 +35,6 @@ FUNCTIONS = {
 TURNS = len(UPKEEP_STEPS) + 1
 
 
-@pytest.fixture
-def heartbeat(database: Database):
-    heartbeat = Heartbeat(
-        lambda: connect(database.url),
-        uuid4(),
-        quick_settings(database),
-        lambda: [],
-        lambda message, held: None,
-    )
-    with connect(database.url) as connection:
-        heartbeat.register(connection, ["default"], ["mine"], 4)
-    yield heartbeat
-    heartbeat.on_stop()
-
-
 def turn(heartbeat):
     """One turn of each duty, whatever its interval."""
     heartbeat._next_beat = heartbeat._next_rescue = heartbeat._next_expiry = 0.0

@@ -5,36 +5,16 @@ FAILURES 36, 65).
 from __future__ import annotations
 
 import time
-from uuid import uuid4
 
 import psycopg
 import pytest
 
-from packhorse.worker.attempt.heartbeat import Heartbeat
 from packhorse.worker.db.connection import connect
 from packhorse.worker.store import workers as store
 from tests.sql.platform.conftest import create_platform_database
 from tests.support.calendar import past_midnight
-from tests.support.harness import quick_settings
 from tests.support.postgres import Database
 from tests.support.waiting import wait_until
-
-
-@pytest.fixture
-def heartbeat(database: Database):
-    heartbeat = Heartbeat(
-        lambda: connect(database.url),
-        uuid4(),
-        quick_settings(database),
-        lambda: [],
-        lambda message, held: None,
-    )
-    with connect(database.url) as connection:
-        heartbeat.register(connection, ["default"], ["mine"], 4)
-    yield heartbeat
-    heartbeat.stop()
-    heartbeat.wait(10)
-    heartbeat.on_stop()
 
 
 def expired_windows(database: Database, count: int) -> None:

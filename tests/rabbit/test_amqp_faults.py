@@ -25,13 +25,9 @@ ACTORS = "tests.support.relayed_actors"
 
 
 @pytest.fixture
-def amqp(database, vhost):
-    forward(database)
-    return quick_settings(database, amqp_url=vhost.url, amqp_partitions=4)
-
-
-@pytest.fixture
 def start_worker(ledger, vhost, start_daemon, database):
+    """It may not come to work."""
+
     def start(where=None, **settings):
         given = {"amqp_url": vhost.url, "amqp_partitions": 4, "drain_seconds": 5, **settings}
         return start_daemon(where or database, ledger, actors=ACTORS, options=("--broker", "amqp"), **given)
