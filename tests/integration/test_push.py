@@ -188,7 +188,7 @@ def test_a_failure_is_tried_again_and_the_id_stays(
     assert {request.path for request in fake.requests} == {"/hook"}
 
 
-@pytest.mark.parametrize("mode", ["huge", "endless", "bomb"])
+@pytest.mark.parametrize("mode", ["huge", "endless", "bomb", "hollow", "trailing"])
 def test_an_answer_without_end_is_not_read_to_the_end(
     database: Database, begin: Begin, fake: FakeService, caplog: pytest.LogCaptureFixture, mode: str
 ) -> None:

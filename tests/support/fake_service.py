@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
 MEBIBYTE = b"x" * 1_048_576
+GZIP_HEAD, EMPTY_BLOCK = b"\x1f\x8b\x08" + bytes(6) + b"\x03", b"\x00\x00\x00\xff\xff"
 
 
 class Request(NamedTuple):
@@ -26,7 +27,8 @@ class Request(NamedTuple):
 
 
 class FakeService:
-    """mode: ok, 500, 429, 404, reset, hang, huge (2 GiB), endless, drip, bomb (gzip of 100 MiB).
+    """mode: ok, 500, 429, 404, reset, hang, huge (2 GiB), endless, drip, bomb (gzip of 100 MiB), hollow
+    (gzip that unpacks to nothing, without end), trailing (gzip, and what is none behind it, without end).
     `health` (200 or another status) is what /health answers. slow: seconds of each answer.
     """
 
@@ -122,7 +124,7 @@ def _handler(service: FakeService) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True
             elif mode == "hang":
                 service.wait(60)
-            elif mode in ("huge", "endless", "drip"):
+            elif mode in ("huge", "endless", "drip", "hollow", "trailing"):
                 self._stream(mode)
             elif mode == "bomb":
                 self._answer(200, gzip.compress(bytes(100 * 1_048_576), 1), {"Content-Encoding": "gzip"})
@@ -138,10 +140,13 @@ def _handler(service: FakeService) -> type[BaseHTTPRequestHandler]:
             self.send_response(200)
             if mode == "huge":
                 self.send_header("Content-Length", str(2 * 1024**3))
+            elif mode in ("hollow", "trailing"):
+                self.send_header("Content-Encoding", "gzip")
             self.send_header("Connection", "close")
             self.end_headers()
+            self.wfile.write({"hollow": GZIP_HEAD, "trailing": gzip.compress(b"taken")}.get(mode, b""))
+            part = {"drip": b".", "hollow": EMPTY_BLOCK * 200_000}.get(mode, MEBIBYTE)
             while not service.ended:
-                part = b"." if mode == "drip" else MEBIBYTE
                 self.wfile.write(part)
                 service.sent_bytes += len(part)
                 if mode == "drip":

@@ -95,6 +95,11 @@ def test_a_bad_declaration_is_refused_and_shows_no_secret(said: dict[str, Any], 
         ({"retry-after": "Sun, 29 Nov 2026 12:01:00 GMT"}, None),
         ({"retry-after": "soon", "date": "Sun, 29 Nov 2026 12:00:00 GMT"}, None),
         ({"retry-after": "-5"}, None),
+        ({"retry-after": "9" * 30}, 86_400.0),
+        (
+            {"retry-after": "Sun, 29 Nov 99999999999 12:01:00 GMT", "date": "Sun, 29 Nov 2026 12:00:00 GMT"},
+            None,
+        ),
         ({}, None),
     ],
 )

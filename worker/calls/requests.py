@@ -244,10 +244,10 @@ def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
     None when it says neither.
     """
     text = headers.get("retry-after", "").strip()
-    if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text):
+    if re.fullmatch(r"[0-9]{1,40}(\.[0-9]{1,9})?", text):
         return min(float(text), MOST_RETRY_AFTER_SECONDS)
     try:
         seconds = (parsedate_to_datetime(text) - parsedate_to_datetime(headers["date"])).total_seconds()
-    except (KeyError, ValueError, TypeError, IndexError):
+    except (KeyError, ValueError, TypeError, IndexError, OverflowError):
         return None
     return min(max(0.0, seconds), MOST_RETRY_AFTER_SECONDS)

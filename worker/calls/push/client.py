@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 #: An idle connection is closed after this: before a server closes it, in the moment of the next request.
 KEEP_SECONDS = 2.0
-#: Unpacked at a time.
-CHUNK = 16_384
+#: What cannot be packed is longer when it is: by so much at most, of the longest answer that is read.
+PACKING_BYTES = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,17 +121,18 @@ class PushClient:
 
 async def _read(answer: aiohttp.ClientResponse, most: int) -> tuple[bytes, bool]:
     """The body, unpacked, at most so many bytes; and whether there was more. What is left is not read: the
-    connection is closed with it.
+    connection is closed with it. What unpacks to nothing, or stands behind the end of what is packed, counts.
     """
     packed = answer.headers.get("content-encoding", "identity").lower()
     unpack = zlib.decompressobj(zlib.MAX_WBITS | 32) if packed in ("gzip", "x-gzip", "deflate") else None
-    found = bytearray()
+    found, came = bytearray(), 0
     async for chunk in answer.content.iter_any():
+        came += len(chunk)
         if unpack is None:
             found += chunk
-        else:
+        elif not unpack.eof:  # behind its end zlib would keep all that comes
             found += unpack.decompress(chunk, most + 1 - len(found))
-        if len(found) > most:
+        if len(found) > most or came > most + PACKING_BYTES:
             answer.close()
             return bytes(found[:most]), True
     return bytes(found), False
