@@ -112,6 +112,28 @@ def test_the_same_key_is_the_same_messages(api: Api, many: bool) -> None:
     assert api.count() == 2 * (1 + many)
 
 
+def test_with_a_key_numbers_keep_their_digits_too(api: Api, database: Database) -> None:
+    payload = '{"a": 12345678901234567890.123456789, "b": 1.10, "c": 1e400}'
+    body = f'{{"queue": "orders", "message_type": "order.created", "payload": {payload}}}'
+    for sent in (body, f"[{body}]"):
+        assert api.post(sent, Idempotency_Key="k").status_code == 201
+    stored = [text for (text,) in database.query("select payload::text from message_queue")]
+    assert stored == [payload.replace("1e400", "1" + "0" * 400)] * 2
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_what_is_null_is_not_said_beside_a_key(api: Api, database: Database, many: bool) -> None:
+    said = {**ORDER, "dedup_key": None, "dedup_window": None}
+    assert api.post([said] if many else said, Idempotency_Key="k").status_code == 201
+    assert database.query(
+        "select dedup_key, expires_at > now() + interval '23 hours' from message_dedup"
+    ) == [("http:k:1" if many else "http:k", True)]
+    assert api.post({**ORDER, "dedup_window": "1 hour"}, Idempotency_Key="other").status_code == 201
+    assert database.value(
+        "select expires_at < now() + interval '2 hours' from message_dedup where dedup_key = 'http:other'"
+    )
+
+
 def test_the_same_key_at_once_is_one_message(api: Api) -> None:
     with ThreadPoolExecutor(16) as threads:
         answers = list(threads.map(lambda _: api.post(ORDER, Idempotency_Key="once"), range(64)))
@@ -135,6 +157,10 @@ def test_the_same_key_at_once_is_one_message(api: Api) -> None:
         ({**ORDER, "surprise": 1}, {}, 400, "messages[1].surprise"),
         ({**ORDER, "payload": [1]}, {}, 400, "messages[1].payload"),
         ({**ORDER, "delay": "soon"}, {}, 400, "messages[1].delay"),
+        ({**ORDER, "payload": {"text": "\0"}}, {}, 400, "messages"),
+        ({**ORDER, "payload": {"text": "\ud800"}}, {"Idempotency_Key": "k"}, 400, "messages"),
+        ([7], {"Idempotency_Key": "k"}, 400, "messages[1]"),
+        ([ORDER, {**ORDER, "dedup_key": "x"}], {"Idempotency_Key": "k"}, 400, "Idempotency-Key"),
         ({**ORDER, "queue": "secret"}, {}, 403, "token.queues"),
         ([ORDER, {**ORDER, "queue": "nowhere"}], {}, 403, "token.queues"),
         (ORDER, {"Content_Type": "text/plain"}, 415, "Content-Type"),
@@ -260,18 +286,33 @@ def test_openapi_describes_what_is_taken(api: Api, database: Database) -> None:
     said = httpx.get(f"{api.page.url}/v1/openapi.json").json()
     assert said["openapi"] == "3.1.0" and "/messages" in said["paths"]
     keys = said["components"]["schemas"]["Message"]["properties"]
+    known = api.post({**ORDER, "surprise": 1}).json()["hint"].removeprefix("Known keys: ").split(", ")
+    assert sorted(keys) == sorted(known)
     for key in keys:
         answer = api.post({**ORDER, key: [{}]})
         assert answer.status_code == 201 or answer.json()["field"] in (f"messages[1].{key}", "token.queues")
 
 
-def test_the_example_for_node_runs(api: Api, database: Database) -> None:
-    if shutil.which("node") is None:
-        pytest.skip("node is not installed")
+@pytest.mark.parametrize(
+    ("program", "script", "messages"), [("node", "enqueue.mjs", 3), ("sh", "enqueue.sh", 1)]
+)
+def test_an_example_runs(api: Api, program: str, script: str, messages: int) -> None:
+    if any(shutil.which(name) is None for name in (program, "curl")):
+        pytest.skip(f"{program} or curl is not installed")
     environment = {"PACKHORSE_URL": api.page.url, "PACKHORSE_TOKEN": api.token, "PATH": os.environ["PATH"]}
-    script = Path(ROOT) / "examples" / "http" / "enqueue.mjs"
-    for _ in range(2):
-        done = subprocess.run(["node", script], env=environment, capture_output=True, text=True, check=False)
+
+    def run(**changed: str) -> subprocess.CompletedProcess[str]:
+        command = [program, str(Path(ROOT) / "examples" / "http" / script)]
+        return subprocess.run(
+            command, env=environment | changed, capture_output=True, text=True, check=False, timeout=60
+        )
+
+    for again in (False, True):
+        done = run()
         assert done.returncode == 0, done.stderr
-    assert api.count() == 3, "the second time nothing is new"
-    assert [one["duplicate"] for one in json.loads(done.stdout.splitlines()[1])["messages"]] == [True, True]
+        answers = [json.loads(line) for line in done.stdout.splitlines()]
+        told = [one for answer in answers for one in answer.get("messages", [answer])]
+        assert [one["duplicate"] for one in told] == [again] * messages
+        assert api.count() == messages
+    refused = run(PACKHORSE_TOKEN="phk_" + "x" * 43)
+    assert refused.returncode != 0 and "no token of a producer in force" in refused.stdout + refused.stderr

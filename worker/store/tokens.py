@@ -49,6 +49,16 @@ def enqueue(connection: DeadlineConnection, token: str, messages: str) -> list[t
     return list(connection.execute(sql("enqueue_by_token"), (_hash(token), messages)).fetchall())
 
 
+def enqueue_once(
+    connection: DeadlineConnection, token: str, messages: str, key: str, window: str, *, many: bool
+) -> list[tuple[int, bool]]:
+    """As `enqueue`, where the same request may come again: each message has this dedup_key, and its place
+    behind it when there may be many. window: an interval, for messages that say none.
+    """
+    said = {"token": _hash(token), "messages": messages, "key": key, "window": window, "many": many}
+    return list(connection.execute(sql("enqueue_by_token_once"), said).fetchall())
+
+
 def in_force(connection: DeadlineConnection, token_ids: list[str]) -> dict[str, Row]:
     """id, name and role of those of these tokens that are in force, by id."""
     return {row["id"]: row for row in rows(connection, "access_tokens_in_force", (token_ids,))}

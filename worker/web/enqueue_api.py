@@ -26,6 +26,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from packhorse.worker.broker.waking import Waking
+from packhorse.worker.db.connection import DeadlineConnection
 from packhorse.worker.db.pool import ConnectionPool
 from packhorse.worker.db.sessions import open_work
 from packhorse.worker.errors import InvalidArgument, StoreConflict, StoreError, StoreUnavailable
@@ -153,8 +154,6 @@ class EnqueueApi:
                 field="messages",
             )
         key = _key(request, messages)
-        if key is not None:
-            _give_keys(messages, key, alone=alone)
         wait = self._rates.take(token, len(messages))
         if wait:
             seconds = str(max(1, math.ceil(wait)))
@@ -165,20 +164,32 @@ class EnqueueApi:
                 hint=f"Try again in {seconds} s.",
                 headers={"Retry-After": seconds},
             )
-        # as it came, when nothing was added: numbers keep their digits
-        text = json.dumps(messages) if key is not None else f"[{body}]" if alone else body
+        text = f"[{body}]" if alone else body  # as it came: numbers keep their digits
+        if key is None:
+            store = partial(tokens.enqueue, token=token, messages=text)
+        else:
+            store = partial(
+                tokens.enqueue_once,
+                token=token,
+                messages=text,
+                key=f"http:{key}",
+                window=KEY_WINDOW,
+                many=not alone,
+            )
         queues = {str(one["queue"]) for one in messages if isinstance(one, dict) and "queue" in one}
         found = await asyncio.get_running_loop().run_in_executor(
-            self._threads, partial(self._store, token, text, queues)
+            self._threads, partial(self._store, store, queues)
         )
         made = [{"id": message_id, "duplicate": duplicate} for message_id, duplicate in found]
         status = 200 if all(one["duplicate"] for one in made) else 201
         return JSONResponse(made[0] if alone else {"messages": made}, status, {"Cache-Control": "no-store"})
 
-    def _store(self, token: str, text: str, queues: set[str]) -> list[tuple[int, bool]]:
+    def _store(
+        self, store: Callable[[DeadlineConnection], list[tuple[int, bool]]], queues: set[str]
+    ) -> list[tuple[int, bool]]:
         """In a thread. queues: of the messages."""
         with self._pool.connection() as connection:
-            found = tokens.enqueue(connection, token, text)
+            found = store(connection)
         self._wake(sorted(queues))
         return found
 
@@ -254,7 +265,7 @@ def _key(request: Request, messages: list[Any]) -> str | None:
             "Idempotency-Key: must be 1 to 200 visible ASCII characters",
             field="Idempotency-Key",
         )
-    if any(isinstance(one, dict) and "dedup_key" in one for one in messages):
+    if any(isinstance(one, dict) and one.get("dedup_key") is not None for one in messages):
         raise ApiProblem(
             400,
             "Two keys",
@@ -264,21 +275,16 @@ def _key(request: Request, messages: list[Any]) -> str | None:
     return given[0]
 
 
-def _give_keys(messages: list[Any], key: str, *, alone: bool) -> None:
-    """Each message of a request has a key of its own, the same when the request comes again."""
-    for number, one in enumerate(messages, 1):
-        if isinstance(one, dict):
-            one["dedup_key"] = f"http:{key}" if alone else f"http:{key}:{number}"
-            one.setdefault("dedup_window", KEY_WINDOW)
-
-
 def _problem_of(error: StoreError) -> ApiProblem:
     if isinstance(error, InvalidArgument):
         status = {"token": 401, "token.queues": 403}.get(error.field or "", 400)
         title = {401: "No such token", 403: "Not this queue", 400: "Not as it must be"}[status]
         detail = str(error).removesuffix(f". {error.hint}") if error.hint else str(error)
         headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
-        return ApiProblem(status, title, detail, field=error.field, hint=error.hint, headers=headers)
+        field, hint = error.field or "messages", error.hint
+        if error.field is None:  # it is read before anybody looks at its parts
+            hint = "jsonb takes neither \\u0000, nor half of a surrogate pair, nor a number beyond numeric."
+        return ApiProblem(status, title, detail, field=field, hint=hint, headers=headers)
     if isinstance(error, StoreUnavailable | StoreConflict):
         return ApiProblem(
             503,

@@ -22,6 +22,7 @@ MESSAGE: dict[str, dict[str, Any]] = {
     "max_attempts": {"type": "integer", "minimum": 1, "maximum": 1_000_000},
     "conversation_key": _TEXT,
     "concurrency_key": _TEXT,
+    "fairness_key": _TEXT,
     "dedup_key": _TEXT,
     "dedup_window": _INTERVAL,
     "pending_key": _TEXT,

@@ -51,3 +51,13 @@ select packhorse.revoke_access_token(%s, %s, %s);
 -- name: enqueue_by_token
 -- Ids of new messages, or of those that they repeat, in order.
 select message_id, duplicate from packhorse.enqueue_by_token(%s, %s);
+
+-- name: enqueue_by_token_once
+-- The same with a dedup_key for each message, which its place is a part of when there may be many.
+select e.message_id, e.duplicate
+from packhorse.enqueue_by_token(%(token)s, (
+  select pg_catalog.jsonb_agg(case when pg_catalog.jsonb_typeof(m.value) <> 'object' then m.value
+    else m.value || pg_catalog.jsonb_build_object(
+      'dedup_key', %(key)s::text || case when %(many)s then ':' || m.place else '' end,
+      'dedup_window', coalesce(m.value ->> 'dedup_window', %(window)s)) end order by m.place)
+  from pg_catalog.jsonb_array_elements(%(messages)s::jsonb) with ordinality as m (value, place))) e;
