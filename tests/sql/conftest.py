@@ -42,9 +42,9 @@ TABLES = [
 _connections: dict[str, psycopg.Connection] = {}
 _frozen: dict[str, psycopg.Connection] = {}
 _idle: dict[str, list[psycopg.Connection]] = {}
-#: `discard all` without the plans.
+#: `discard all` without plans and sequences.
 AS_NEW = """close all; set session authorization default; reset all; deallocate all; unlisten *;
-  select pg_advisory_unlock_all(); discard temp; discard sequences"""
+  select pg_advisory_unlock_all(); discard temp"""
 
 
 def old_enough_for_rescue(database: Database) -> None:
