@@ -17,7 +17,7 @@ from uuid import uuid4
 import pytest
 from psycopg.types.json import Jsonb
 
-from tests.property.test_turns_walk import OLD_KEYS
+from tests.property.test_turns_walk import BIG, MANY_BIG, OLD_KEYS
 from tests.sql.client import Sql
 from tests.sql.parking import in_background
 from tests.support.postgres import Database
@@ -25,8 +25,6 @@ from tests.support.postgres import Database
 pytestmark = pytest.mark.slow
 
 CLAIMERS, GUESTS, MOST_CLAIMED, AT_ONCE, A_SECOND = 4, 80, 5, 2, 200
-#: Who always has much: tenant, concurrency key.
-BIG = [("a", None), ("b", "k1"), ("c", "k2"), ("d", "k3"), (None, "k4"), (None, None)]
 CLAIM = """
 select id, lease_token, payload ->> 'turn', extract(epoch from lease_expires_at)::float8 - 300
 from claim_messages(%s, '{q}', %s)
@@ -40,8 +38,9 @@ group by 1 having count(*) > {AT_ONCE}
 
 @dataclass
 class Seen:
-    """What the threads have seen. starts: turn and time of each, by claimer."""
+    """What the threads have seen. big: who always has much. starts: turn and time of each, by claimer."""
 
+    big: list[tuple[str | None, str | None]]
     starts: list[list[tuple[str, float]]] = field(default_factory=lambda: [[] for _ in range(CLAIMERS)])
     done: list[int] = field(default_factory=list)
     cancelled: set[int] = field(default_factory=set)
@@ -81,13 +80,13 @@ def pile_up(sql: Sql, chance: random.Random, seen: Seen) -> None:
                 "select coalesce(fairness_key, concurrency_key, '-'), count(*) from message_queue where state <> 'running' group by 1"
             )
         )
-        for tenant, key in BIG:
-            if waiting.get(tenant or key or "-", 0) < 100:
+        for tenant, key in seen.big:
+            if waiting.get(tenant or key or "-", 0) < 30:
                 talk = chance.choice([None, f"talk {chance.randint(0, 99)}"])
                 seen.piled += sql.value(
                     "select enqueue_payloads('q', 'effect', %s, "
                     "p_priority => %s, p_conversation_key => %s, p_concurrency_key => %s, p_fairness_key => %s)",
-                    Jsonb([{"turn": tenant or key or "-"}] * 50),
+                    Jsonb([{"turn": tenant or key or "-"}] * 30),
                     chance.choice([3, 5, 8]),
                     talk,
                     key,
@@ -118,7 +117,7 @@ def run(database: Database, seed: int, limited: bool, **settings: Any) -> tuple[
     watcher = clients[-1]
     watcher.rows("select declare_queue('q')")
     watcher.set_queue(**settings)
-    seen = Seen()
+    seen = Seen(MANY_BIG if seed % 2 else BIG)
     works: list[tuple[Callable[..., None], tuple[Any, ...]]] = [
         *[(claim, (place, limited)) for place in range(CLAIMERS)],
         (pile_up, ()),
@@ -149,7 +148,7 @@ def check(sql: Sql, seen: Seen) -> None:
         turn: min(at for starts in seen.starts for other, at in starts if other == turn) for turn in seen.came
     }
     for name, came in seen.came.items():
-        beside = len(BIG) + sum(
+        beside = len(seen.big) + sum(
             came <= first[other] and seen.came[other] <= first[name] for other in seen.came
         )
         for starts in seen.starts:

@@ -28,8 +28,13 @@ MOST_CLAIMED = 3
 #: A session may know the keys of the ring from so long ago; of messages without a key it looks for more once
 #: a second.
 OLD_KEYS, OLD_KEYLESS = 0.25, 2.0
-#: Tenants and keys that always have much.
+#: Tenants and keys that always have much: few, and so many that a session keeps a list of the ring.
 BIG = [("a", None), ("b", "k1"), ("c", "k2"), ("d", "k3"), (None, "k4"), (None, "k5"), (None, None)]
+MANY_BIG = [
+    *BIG,
+    *((f"e{number}", None) for number in range(8)),
+    *((None, f"l{number}") for number in range(8)),
+]
 Turn = tuple[str, str] | None  # of a tenant, of a concurrency key, of all that have neither
 
 
@@ -90,6 +95,7 @@ class Walk:
         self.other.rows("select declare_queue('q')")
         self.other.set_queue(**settings)
         self.chance = random.Random(seed)
+        self.big = MANY_BIG if seed % 2 else BIG
         self.limits = limits
         self.now = 0.0
         self.live: dict[int, Waiting] = {}
@@ -122,7 +128,7 @@ class Walk:
     def pile_up(self) -> None:
         """Those who always have much have so again."""
         waiting = Counter((m.tenant, m.key) for m in self.live.values() if m.lease is None)
-        for tenant, key in BIG:
+        for tenant, key in self.big:
             talk = self.chance.choice([None, None, None, f"talk {self.names}"])
             for _ in range(5 if waiting[tenant, key] < 5 else 0):
                 self.send(tenant, key, talk)
@@ -164,14 +170,14 @@ class Walk:
         for turn in could - took:
             if self.now - self.since.get(turn, self.now) > (OLD_KEYLESS if turn is None else OLD_KEYS):
                 self.passed[turn][place] += len(leases)
-                self.check_wait(turn, self.passed[turn][place])
+                self.check_wait(turn, self.passed[turn][place], limit)
         for turn in took:
             self.forget(turn)
         return len(leases)
 
-    def check_wait(self, turn: Turn, passed: int) -> None:
-        """Each session gives it a turn within two rounds of its own, and the rest of a batch."""
-        most = 2 * self.beside.get(turn, 1) + MOST_CLAIMED
+    def check_wait(self, turn: Turn, passed: int, limit: int) -> None:
+        """Each session gives it a turn within two rounds of its own, and the rest of a claim."""
+        most = 2 * self.beside.get(turn, 1) + max(limit, MOST_CLAIMED)
         assert passed <= most, f"{turn} waits, and {passed} of others have started in one session"
 
     def finish(self) -> None:
