@@ -222,6 +222,17 @@ def test_a_paused_queue_and_a_slice_of_a_sweep_start_nothing(sql: Sql) -> None:
     assert taken(sql, 1) == ["a"]
 
 
+@pytest.mark.parametrize("settings", [{}, {"max_concurrency_per_key": 5}])
+def test_a_tenant_of_another_queue_is_another(sql: Sql, settings: dict) -> None:
+    sql.rows("select declare_queue('r')")
+    sql.rows("select set_queue('r', %s)", json.dumps({"fair_share": True, **settings}))
+    fair(sql, **settings)
+    ids = {
+        queue: [sql.enqueue(queue, fairness_key="a", concurrency_key="k") for _ in range(2)] for queue in "qr"
+    }
+    assert [lease.id for lease in sql.claim(10)] == ids["q"]
+
+
 def test_a_queue_of_tenants_beside_an_ordinary_one(sql: Sql) -> None:
     sql.rows("select declare_queue('r')")
     fair(sql)
