@@ -182,3 +182,28 @@ def test_several_sessions_along_their_lists_take_each_message_once(
         assert got or len(taken_ids) == 620
         taken_ids += got
     assert len(set(taken_ids)) == 620
+
+
+def test_any_name_of_a_tenant_goes_through_the_list(frozen_sql: FrozenSql) -> None:
+    sql = frozen_sql
+    fair(sql)
+    odd = [
+        '"',
+        "\\",
+        "a,b",
+        "(c)",
+        "{d}",
+        "two\nlines",
+        "tab\t",
+        " ",
+        "null",
+        "\U0001f600" * 500,
+        "'",
+        "\\x",
+        "ü",
+        "NULL",
+    ]
+    fill(sql, tenants(10, 4) | dict.fromkeys(odd, 4))
+    for _ in range(4):
+        assert Counter(taken(sql, 12) + taken(sql, 12)) == Counter([*tenants(10, 1), *odd])
+    assert listed(sql) is not None
