@@ -149,12 +149,13 @@ comment on function packhorse.ring_is_empty(text, timestamptz)
 
 create or replace function packhorse.listed_turns(
   p_queue packhorse.queues, p_taken integer, p_limit integer, p_now timestamptz,
-  out turns packhorse.turn[], out keyless boolean, out reach integer
+  out turns packhorse.turn[], out places integer[], out keyless boolean, out reach integer
 )
 language plpgsql as $$
 -- The next turns of the session's list, p_limit at most, each key once; p_taken of it have been used. Null:
--- there is no list, or it is old, or has fewer left and is not the whole ring. keyless: those without a key
--- have their turn, too.
+-- there is no list, or it is old, or has fewer left and is not the whole ring. places: how many turns of the
+-- list each of them stands for, with the full keys before it. keyless: those without a key have their turn,
+-- too.
 -- reach: so many keys are worth a walk when it does not come to an end before: twice as many as were used
 -- of the last one.
 declare
@@ -185,10 +186,15 @@ begin
     v_left := v_left - cardinality(v_part);
   end loop;
   if packhorse.has_key_limit(p_queue) then
-    turns := nullif(array(
-      select (t.key, t.priority, t.since, r.room)::packhorse.turn from unnest(turns) t
-      cross join lateral (select packhorse.turn_room(p_queue, t.key, p_now) as room offset 0) r
-      where coalesce(r.room, 1) > 0), '{}');
+    v_left := cardinality(turns);
+    select array_agg((t.key, t.priority, t.since, r.room)::packhorse.turn), array_agg(t.place)
+    into turns, places
+    from unnest(turns) with ordinality as t (key, priority, since, room, place)
+    cross join lateral (select packhorse.turn_room(p_queue, t.key, p_now) as room offset 0) r
+    where coalesce(r.room, 1) > 0;
+    if cardinality(turns) < v_left and v_left < v_turns then -- others come before their second turn
+      turns := null;
+    end if;
   end if;
 end
 $$;

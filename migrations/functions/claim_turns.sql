@@ -312,7 +312,7 @@ begin
       v_share := packhorse.take_turns(p_queue, v_listed.turns[1 : p_limit - cardinality(v_ids)],
         p_limit - cardinality(v_ids), p_types, p_held, p_since, '{}', v_ids, p_now);
       v_ids := v_ids || v_share.ids;
-      v_taken := v_taken + v_share.last;
+      v_taken := v_taken + coalesce(v_listed.places[v_share.last], v_share.last);
       v_key := v_listed.turns[v_share.last].key;
     end if;
     if cardinality(v_ids) = p_limit then
