@@ -21,12 +21,12 @@ def period_start(moment: datetime, every: str, shift: int = 0) -> datetime:
 
 
 def partition_name(table: str, start: datetime, every: str, whole: bool = True) -> str:
-    """table_20261121, table_2026w47 or table_2026_11; the table's part is cut so that 63 bytes are kept.
+    """table_20261121, table_2026w47 or table_2026_11, by UTC; the part of the table is cut to keep 63 bytes.
 
     whole: False for what fills a small hole in a period, table_20261130_2200: the period's name may be
     somebody's.
     """
-    suffix = start.strftime(
+    suffix = start.astimezone(UTC).strftime(
         {"day": "%Y%m%d", "week": "%Gw%V", "month": "%Y_%m"}[every] if whole else "%Y%m%d_%H%M"
     )
     return f"{table[: 62 - len(suffix)]}_{suffix}"

@@ -29,7 +29,7 @@ from packhorse.worker.errors import InvalidArgument, StoreConflict, StoreRejecte
 from packhorse.worker.store import partitions as store
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.calendar]
 
 NOW = datetime.now(UTC)
 

@@ -32,7 +32,7 @@ from packhorse.worker.store.maintenance import HealthGate
 from tests.support.cli import Cli
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.calendar]
 
 DAY = 86400.0
 OPEN = Gates(None, None, None, None, None)

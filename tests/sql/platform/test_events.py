@@ -15,7 +15,7 @@ from psycopg.types.json import Jsonb
 from tests.sql.client import Sql
 from tests.support.postgres import Database
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.calendar]
 
 ANN, BOB, EVE = UUID(int=1), UUID(int=2), "session-3"
 NOW = datetime.now(UTC)

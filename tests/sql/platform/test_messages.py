@@ -15,7 +15,7 @@ from tests.sql.client import Sql
 from tests.sql.parking import in_background
 from tests.support.postgres import Database
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.calendar]
 
 SAY = "insert into messages (phone, company_id, direction, message, created_at) values (%s, %s, 'inbound', %s, %s::timestamptz) returning id"
 CREATE = "select create_messages_partition(%s::date)"

@@ -11,7 +11,7 @@ import pytest
 from tests.sql.client import Sql
 from tests.sql.parking import in_background
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.calendar]
 
 ENQUEUE = "select enqueue_due_reminders()"
 

@@ -7,7 +7,7 @@ import pytest
 from tests.sql.client import Sql
 from tests.support.postgres import Database
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.calendar]
 
 
 def test_every_table_has_its_size_and_partitions_are_summed(shared_database: Database, sql: Sql) -> None:
