@@ -149,6 +149,7 @@ def _as_new(connection: psycopg.Connection) -> bool:
         return False
     try:
         connection.execute(AS_NEW)
+        list(connection.notifies(timeout=0))  # what it has heard and nobody has asked for
     except psycopg.OperationalError:  # cut by a test
         return False
     return True

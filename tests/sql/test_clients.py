@@ -67,6 +67,16 @@ def test_the_next_test_finds_a_session_as_new(
     assert sessions[0] == sessions[1]
 
 
+def test_the_next_test_hears_nothing_that_the_last_one_was_told(
+    database: Database, idle: list[psycopg.Connection]
+) -> None:
+    for client in lent(database, idle):
+        client.rows("listen packhorse_wake")
+        client.rows("notify packhorse_wake, 'old'")
+    for client in lent(database, idle):
+        assert list(client.connection.notifies(timeout=0)) == []
+
+
 @pytest.mark.parametrize(
     "act",
     [
