@@ -9,7 +9,7 @@
 -- with a message of it. So a session keeps the keys that a walk has met as a list, and its next claims take
 -- them from there, round and round when the list has the whole ring. A list is old when twenty times the time
 -- of its walk is over, or a quarter of a second; a claim that finds less than it wants walks anew at once. So
--- only where all is busy a new key waits for that long, and walks cost a twentieth.
+-- only where all is busy a new key waits for that long, and walks cost about a twentieth.
 --
 -- Place and list are settings of the session: a row that every claim writes would make claims wait for each
 -- other, and under an old snapshot all its dead versions would be walked. queue_turns has the place for
