@@ -7,9 +7,9 @@
 --
 -- To find the next keys (walk_ring) costs a look at the index for each, more than all else that a claim does
 -- with a message of it. So a session keeps the keys that a walk has met as a list, and its next claims take
--- them from there, round and round when the list has the whole ring. A list is old when twenty times the time
--- of its walk is over, or a quarter of a second; a claim that finds less than it wants walks anew at once. So
--- only where all is busy a new key waits for that long, and walks cost about a twentieth.
+-- them from there, round and round when the list has the whole ring. A list is old after twenty times the
+-- time of its walk, 20 to 250 ms; a claim that finds less than it wants walks anew at once. So only where all
+-- is busy a new key waits for that long, and walks cost about a twentieth.
 --
 -- Place and list are settings of the session: a row that every claim writes would make claims wait for each
 -- other, and under an old snapshot all its dead versions would be walked. queue_turns has the place for
@@ -155,9 +155,7 @@ language plpgsql as $$
 -- The next turns of the session's list, p_limit at most, each key once; p_taken of it have been used. Null:
 -- there is no list, or it is old, or has fewer left and is not the whole ring. places: how many turns of the
 -- list each of them stands for, with the full keys before it. keyless: those without a key have their turn,
--- too.
--- reach: so many keys are worth a walk when it does not come to an end before: twice as many as were used
--- of the last one.
+-- too. reach: for so many keys a walk looks, twice as many as were used of the last one.
 declare
   v_name constant text := format('packhorse_queue.ring_%s', hashtext(p_queue.name) & 2147483647);
   v_list constant bigint[] := packhorse.fresh_list(p_queue.name, p_now);
